@@ -1,0 +1,123 @@
+"""How one answer is sampled (`Sampling`) and how far it has come (`Generation`)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+
+from foveal.core.errors import ConfigError, InputError, neighbours
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Choice of the next token. The defaults are greedy; a checkpoint's generation_config.json may say otherwise.
+
+    Attributes:
+        max_tokens: longest answer; None means up to 512 or the end of the context.
+        temperature: divides the scores; 0 takes the best token.
+        top_k: keep the k best tokens; 0 keeps all.
+        top_p: keep the smallest set of best tokens whose probability reaches this (Holtzman et al. 2020).
+        min_p: keep tokens at least this probable relative to the best one.
+        repetition_penalty: divides positive and multiplies negative scores of tokens that occur in prompt or
+            answer (Keskar et al. 2019, section 4.1); 1 is off.
+        presence_penalty: subtracted from the score of every token that the answer already holds.
+        seed: makes a sampled answer repeatable, whatever else runs beside it; None draws one.
+        stop: the answer ends before any of these strings.
+        ignore_eos: go on past end-of-text tokens, up to `max_tokens`.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        rules = {
+            "max_tokens": (self.max_tokens is None or self.max_tokens >= 1, "a whole number of at least 1"),
+            "temperature": (self.temperature >= 0, "0 or more"),
+            "top_k": (self.top_k >= 0, "0 (off) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "min_p": (0 <= self.min_p < 1, "at least 0 and below 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+            "presence_penalty": (-2 <= self.presence_penalty <= 2, "from -2 to 2"),
+            "stop": (all(isinstance(s, str) and s for s in self.stop), "a list of strings that are not empty"),
+        }
+        for name, (good, expected) in rules.items():
+            if not good:
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
+
+    def changed(self, options: Mapping[str, Any]) -> "Sampling":
+        """A copy with some options changed; an unknown name or wrong type is an `InputError`."""
+        known = {f.name for f in fields(self)}
+        for name in options:
+            if name not in known:
+                raise InputError(f"unknown option {name!r}; {neighbours(name, known)}")
+        values = dict(options)
+        if isinstance(values.get("stop"), str):
+            values["stop"] = (values["stop"],)
+        if values.get("stop") is not None:
+            values["stop"] = tuple(values["stop"])
+        try:
+            return replace(self, **{k: v for k, v in values.items() if v is not None})
+        except TypeError:
+            raise InputError(f"sampling options {values} hold a value of the wrong type; pass numbers.") from None
+
+    @classmethod
+    def from_published(cls, published: Mapping[str, Any]) -> "Sampling":
+        """The defaults that generation_config.json states. `do_sample: false` means greedy."""
+        found = {}
+        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+            if published.get(name) is not None:
+                found[name] = published[name]
+        if not published.get("do_sample", False):
+            found = {k: v for k, v in found.items() if k == "repetition_penalty"}
+        elif "temperature" not in found:
+            found["temperature"] = 1.0
+        try:
+            return cls(**found)
+        except (TypeError, InputError) as error:
+            raise ConfigError(f"generation_config.json: {error}") from None
+
+
+def stop_ids(published: Mapping[str, Any], fallback: int) -> frozenset[int]:
+    """Ids that end an answer, from generation_config.json, or the tokenizer's end-of-turn id."""
+    stated = published.get("eos_token_id")
+    if stated is None:
+        return frozenset((fallback,))
+    return frozenset(stated if isinstance(stated, list) else [stated])
+
+
+@dataclass
+class Generation:
+    """One answer in the making. Its random numbers depend on its own seed only."""
+
+    sampling: Sampling
+    prompt: list[int]
+    max_tokens: int
+    ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        self.random = torch.Generator()
+        if self.sampling.seed is None:
+            self.seed = self.random.seed()
+        else:
+            self.seed = self.sampling.seed
+            self.random.manual_seed(self.seed)
+
+    def accept(self, token: int, stops: frozenset[int]) -> None:
+        """Takes the next token; an end-of-text token is kept as the last id."""
+        self.ids.append(token)
+        if token in stops and not self.sampling.ignore_eos:
+            self.finish_reason = "stop"
+        elif len(self.ids) >= self.max_tokens:
+            self.finish_reason = "length"

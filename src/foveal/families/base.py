@@ -1,0 +1,48 @@
+"""`Family`: the declaration that makes a system known to Foveal."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from torch import nn
+
+from foveal.core.errors import ConfigError, neighbours
+from foveal.processing.processor import Processing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One system: how its published files are read and written, and the parts it is built from.
+
+    Attributes:
+        name: also the name of the file in `families/` and of the map in `families/maps/`.
+        reads: values of `model_type` in a published config.json that this family answers to.
+        config: the family's frozen configuration dataclass.
+        from_published: config.json -> configuration.
+        to_published: configuration -> config.json in the official layout.
+        build: configuration -> network; honours an enclosing `torch.device("meta")`.
+        processing: configuration -> the family's processing declaration.
+        sizes: configurations of the released models by name, and "tiny" for tests.
+        context: configuration -> tokens that fit into the model's context.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    config: type
+    from_published: Callable[[Mapping[str, Any]], Any]
+    to_published: Callable[[Any], dict[str, Any]]
+    build: Callable[[Any], nn.Module]
+    processing: Callable[[Any], Processing]
+    sizes: Mapping[str, Any]
+    context: Callable[[Any], int]
+
+    def map_text(self) -> str:
+        """The name map of this family, published names to ours."""
+        return (resources.files("foveal.families") / "maps" / f"{self.name}.map").read_text(encoding="utf-8")
+
+    def size(self, name: str) -> Any:
+        """The configuration of a released size; raises `ConfigError` that names the known ones."""
+        if name not in self.sizes:
+            raise ConfigError(f"{self.name} has no size {name!r}; {neighbours(name, self.sizes)}")
+        return self.sizes[name]

@@ -1,0 +1,181 @@
+"""Qwen2-VL (Wang et al. 2024): native-resolution tower with 2-D rotary positions, M-RoPE, images and video."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from foveal.adapter.merger import Merger
+from foveal.families.base import Family
+from foveal.families.published import Reader
+from foveal.families.vlm import VLM
+from foveal.language.decoder import Decoder, DecoderConfig
+from foveal.processing.chat import ChatML
+from foveal.processing.grounding import QwenTags
+from foveal.processing.patches import Normalize
+from foveal.processing.positions import MRope
+from foveal.processing.processor import Processing
+from foveal.processing.resize import PatchGrid
+from foveal.processing.video import Frames
+from foveal.vision.vit import VisionConfig, VisionTower
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Sizes of a Qwen2-VL model."""
+
+    vision: VisionConfig
+    language: DecoderConfig
+
+
+def from_published(published: Mapping[str, Any]) -> Config:
+    """Reads config.json in the released flat form or in the nested form that transformers 5 writes."""
+    top = Reader(published, "config.json")
+    tied = top.get("tie_word_embeddings", False)
+    nested = top.section("text_config")
+    text = nested or top
+    if nested:
+        tied = nested.get("tie_word_embeddings", tied)
+    text.require("hidden_act", "silu")
+    text.require("use_sliding_window", False)
+    rope = text.section("rope_scaling") or text.section("rope_parameters") or Reader({}, "rope")
+    for key in ("type", "rope_type"):
+        rope.require(key, "mrope", "default")
+    width, heads = text.integer("hidden_size"), text.integer("num_attention_heads")
+    head_dim = text.get("head_dim", None) or width // heads
+    language = DecoderConfig(
+        width=width,
+        depth=text.integer("num_hidden_layers"),
+        heads=heads,
+        kv_heads=text.integer("num_key_value_heads"),
+        head_dim=head_dim,
+        mlp_width=text.integer("intermediate_size"),
+        vocab=text.integer("vocab_size"),
+        eps=float(text.get("rms_norm_eps", 1e-5)),
+        theta=float(rope.get("rope_theta", text.get("rope_theta", 1_000_000.0))),
+        section=tuple(rope.get("mrope_section", (16, 24, 24))),
+        tied=tied,
+        context=text.integer("max_position_embeddings"),
+    )
+    seen = top.need("vision_config")
+    seen.require("hidden_act", "quick_gelu")
+    seen.require("hidden_size", width)
+    patch = seen.integer("patch_size", 14)
+    seen.require("spatial_patch_size", patch)
+    turns = seen.section("rope_parameters") or Reader({}, "rope")
+    turns.require("rope_type", "axial", "default")
+    channels = seen.get("in_chans", 3)
+    seen.require("in_channels", channels)
+    vision_width = seen.integer("embed_dim")
+    vision = VisionConfig(
+        width=vision_width,
+        depth=seen.integer("depth"),
+        heads=seen.integer("num_heads"),
+        mlp_width=int(vision_width * seen.get("mlp_ratio", 4)),
+        patch=patch,
+        merge=seen.integer("spatial_merge_size", 2),
+        temporal=seen.integer("temporal_patch_size", 2),
+        channels=channels,
+        theta=float(turns.get("rope_theta", 10000.0)),
+    )
+    for part in (top, text, seen, rope, turns):
+        part.finish()
+    return Config(vision=vision, language=language)
+
+
+def to_published(config: Config) -> dict[str, Any]:
+    """config.json in the flat form of the release, which every reader of Qwen2-VL understands."""
+    vision, language = config.vision, config.language
+    return {
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "model_type": "qwen2_vl",
+        "hidden_act": "silu",
+        "hidden_size": language.width,
+        "intermediate_size": language.mlp_width,
+        "max_position_embeddings": language.context,
+        "max_window_layers": language.depth,
+        "num_attention_heads": language.heads,
+        "num_hidden_layers": language.depth,
+        "num_key_value_heads": language.kv_heads,
+        "rms_norm_eps": language.eps,
+        "rope_theta": language.theta,
+        "rope_scaling": {"type": "mrope", "mrope_section": list(language.section)},
+        "sliding_window": language.context,
+        "use_sliding_window": False,
+        "tie_word_embeddings": language.tied,
+        "vocab_size": language.vocab,
+        "vision_config": {
+            "depth": vision.depth,
+            "embed_dim": vision.width,
+            "hidden_size": language.width,
+            "mlp_ratio": vision.mlp_width / vision.width,
+            "num_heads": vision.heads,
+            "in_chans": vision.channels,
+            "patch_size": vision.patch,
+            "spatial_patch_size": vision.patch,
+            "spatial_merge_size": vision.merge,
+            "temporal_patch_size": vision.temporal,
+        },
+    }
+
+
+def build(config: Config) -> VLM:
+    vision, language = config.vision, config.language
+    return VLM(
+        vision=VisionTower(vision),
+        adapter=Merger(vision.width, language.width, vision.merge),
+        language=Decoder(language),
+    )
+
+
+def processing(config: Config) -> Processing:
+    vision = config.vision
+    return Processing(
+        resize=PatchGrid(patch=vision.patch, merge=vision.merge, temporal=vision.temporal),
+        normalize=Normalize(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)),
+        chat=ChatML(default_system="You are a helpful assistant."),
+        video=Frames(),
+        boxes=QwenTags(),
+        positions=MRope(section=config.language.section),
+    )
+
+
+TOWER = VisionConfig(width=1280, depth=32, heads=16, mlp_width=5120)
+
+
+def _size(width: int, depth: int, heads: int, kv_heads: int, mlp_width: int, vocab: int, *, tied: bool) -> Config:
+    return Config(
+        vision=TOWER,
+        language=DecoderConfig(
+            width=width,
+            depth=depth,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=128,
+            mlp_width=mlp_width,
+            vocab=vocab,
+            tied=tied,
+        ),
+    )
+
+
+FAMILY = Family(
+    name="qwen2_vl",
+    reads=("qwen2_vl",),
+    config=Config,
+    from_published=from_published,
+    to_published=to_published,
+    build=build,
+    processing=processing,
+    context=lambda config: config.language.context,
+    sizes={
+        "2b": _size(1536, 28, 12, 2, 8960, 151936, tied=True),
+        "7b": _size(3584, 28, 28, 4, 18944, 152064, tied=False),
+        "72b": _size(8192, 80, 64, 8, 29568, 152064, tied=False),
+        "tiny": Config(
+            vision=VisionConfig(width=32, depth=2, heads=2, mlp_width=64),
+            language=DecoderConfig(
+                width=48, depth=3, heads=4, kv_heads=2, head_dim=16, mlp_width=96, vocab=640, section=(2, 3, 3)
+            ),
+        ),
+    },
+)

@@ -1,0 +1,122 @@
+"""The network that all vision-language families share: vision -> adapter -> language."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from foveal.adapter.merger import Merger
+from foveal.core.errors import InputError
+from foveal.core.packed import Packed
+from foveal.core.shapes import Float
+from foveal.language.cache import Cache
+from foveal.language.decoder import Decoder
+from foveal.nn.keep import Keep
+from foveal.vision.vit import VisionTower
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass returns.
+
+    Attributes:
+        logits: scores of the next token, after every token [T, V] or after each sequence's last one [B, V].
+        kept: the intermediate results that were asked for, by name.
+    """
+
+    logits: Tensor
+    kept: dict[str, Tensor]
+
+
+class VLM(nn.Module):
+    """Vision tower, adapter and decoder. Training, generation and evaluation use the same `forward`."""
+
+    def __init__(self, vision: VisionTower, adapter: Merger, language: Decoder) -> None:
+        super().__init__()
+        self.vision = vision
+        self.adapter = adapter
+        self.language = language
+
+    @property
+    def device(self) -> torch.device:
+        return self.language.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.language.embed.weight.dtype
+
+    def see(self, batch: Packed, keep: Keep | None = None) -> Float[Tensor, "M D"]:
+        """Visual tokens of all media, in the order of the batch."""
+        patches = torch.from_numpy(batch.patches).to(self.device)
+        features = self.vision(patches, batch.grids, keep)
+        tokens = self.adapter(features)
+        if keep:
+            keep.offer("vision", features)
+            keep.offer("adapter", tokens)
+        return tokens
+
+    def embed(self, batch: Packed, visual: Float[Tensor, "M D"] | None = None) -> Float[Tensor, "T D"]:
+        """Embeddings of all tokens, with visual tokens (computed when not given) in the places of their pads."""
+        x = self.language.embed(torch.from_numpy(batch.tokens).to(self.device))
+        if not batch.runs:
+            return x
+        if visual is None:
+            visual = self.see(batch)
+        places = torch.cat([torch.arange(r.start, r.start + r.length) for r in batch.runs])
+        if len(places) != len(visual):
+            raise InputError(
+                f"the prompt has {len(places)} places for visual tokens but the media give {len(visual)}; "
+                "process prompt and media together."
+            )
+        return x.index_copy(0, places.to(self.device), visual.to(x.dtype))
+
+    def forward(
+        self,
+        batch: Packed,
+        *,
+        keep: Iterable[str] = (),
+        cache: Cache | None = None,
+        chunk: int | None = None,
+        last: bool = False,
+    ) -> Output:
+        """Scores the next token after every token of the batch.
+
+        Args:
+            batch: sequences and media, from `Processor.process`.
+            keep: names of intermediate results to return: "vision" [P, C], "adapter" [M, D],
+                "embeddings" [T, D], "layers.N" [T, D], "norm" [T, D].
+            cache: where to leave keys and values for later tokens; one place a sequence.
+            chunk: with a cache, run the decoder over at most this many tokens of a sequence at a time.
+            last: score only after the last token of every sequence.
+
+        Raises:
+            InputError: an unknown name in `keep`, `chunk` without a cache, or a batch that does not fit.
+        """
+        taps = Keep(keep)
+        visual = self.see(batch, taps) if len(batch.media) else None
+        x = self.embed(batch, visual)
+        taps.offer("embeddings", x)
+        positions = torch.from_numpy(batch.positions).to(self.device)
+        starts = batch.starts.tolist()
+        if chunk is None:
+            hidden = self.language(x, positions, starts, cache=cache, keep=taps)
+        else:
+            if cache is None or taps.wanted or chunk < 1:
+                raise InputError(f"chunk={chunk} needs a cache, no `keep`, and at least 1; got another combination.")
+            hidden = self._in_chunks(x, positions, starts, cache, chunk)
+        if last:
+            hidden = hidden[[stop - 1 for stop in starts[1:]]]
+        return Output(self.language.logits(hidden), taps.finish())
+
+    def _in_chunks(
+        self, x: Float[Tensor, "T D"], positions: Tensor, starts: list[int], cache: Cache, chunk: int
+    ) -> Float[Tensor, "T D"]:
+        """The decoder over `chunk` tokens of one sequence after another; the result keeps the pack's order."""
+        parts = []
+        for sequence, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+            for first in range(start, stop, chunk):
+                end = min(first + chunk, stop)
+                bounds = [0] * (sequence + 1) + [end - first] * (len(starts) - 1 - sequence)
+                parts.append(self.language(x[first:end], positions[:, first:end], bounds, cache=cache))
+        return torch.cat(parts)

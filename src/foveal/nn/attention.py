@@ -1,0 +1,80 @@
+"""Attention over sequences that lie end to end, without padding and without a square mask over the pack.
+
+Boundaries stay on the host as plain integers, so no step waits for an accelerator to learn a shape.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveal.core.shapes import Float
+
+# Rows of queries that see a partial mask at a time: a chunk's mask is [MASK_ROWS, keys], never square.
+MASK_ROWS = 512
+
+
+def attend_packed(
+    q: Float[Tensor, "T H K"],
+    k: Float[Tensor, "T G K"],
+    v: Float[Tensor, "T G K"],
+    starts: Sequence[int],
+    *,
+    causal: bool,
+) -> Float[Tensor, "T H K"]:
+    """Every sequence attends to itself only; `starts` holds the B + 1 boundaries.
+
+    G key heads serve H query heads (H divisible by G). Neighbouring sequences of equal length are
+    computed as one batch.
+    """
+    parts = []
+    for start, length, count in _equal_neighbours(starts):
+        stop = start + length * count
+        qs, ks, vs = (x[start:stop].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(
+            qs, ks, vs, is_causal=causal and length > 1, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        parts.append(out.transpose(1, 2).reshape(stop - start, *q.shape[1:]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty_like(q)
+
+
+def attend_cached(
+    q: Float[Tensor, "T H K"], k: Float[Tensor, "G S K"], v: Float[Tensor, "G S K"]
+) -> Float[Tensor, "T H K"]:
+    """The last T of S tokens of one sequence attend causally to all S, whose keys are heads first."""
+    new, heads, size = q.shape
+    groups, seen, _ = k.shape
+    if new == 1:
+        # Query heads that share a key head become rows: no key is copied per query head.
+        rows = q.view(groups, heads // groups, size)
+        return F.scaled_dot_product_attention(rows[None], k[None], v[None])[0].reshape(1, heads, size)
+    gqa = heads != groups
+    qs = q.transpose(0, 1)[None]
+    if new == seen:
+        out = F.scaled_dot_product_attention(qs, k[None], v[None], is_causal=True, enable_gqa=gqa)
+        return out[0].transpose(0, 1)
+    keys = torch.arange(seen, device=q.device)
+    parts = []
+    for first in range(0, new, MASK_ROWS):
+        last = min(first + MASK_ROWS, new)
+        visible = seen - new + last
+        rows = torch.arange(seen - new + first, visible, device=q.device)
+        mask = keys[:visible] <= rows[:, None]
+        out = F.scaled_dot_product_attention(
+            qs[:, :, first:last], k[None, :, :visible], v[None, :, :visible], attn_mask=mask, enable_gqa=gqa
+        )
+        parts.append(out[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+def _equal_neighbours(starts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Groups neighbouring sequences of one length: (first token, length, count); empty ones are left out."""
+    index, last = 0, len(starts) - 1
+    while index < last:
+        length, count = starts[index + 1] - starts[index], 1
+        while index + count < last and starts[index + count + 1] - starts[index + count] == length:
+            count += 1
+        if length:
+            yield starts[index], length, count
+        index += count

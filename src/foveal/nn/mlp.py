@@ -1,0 +1,42 @@
+"""Feed-forward parts."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.core.shapes import Float
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def quick_gelu(x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+    """x * sigmoid(1.702 x), the approximation of GELU that CLIP was trained with."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, width: int, mlp_width: int, activation: Activation) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, mlp_width)
+        self.down = nn.Linear(mlp_width, width)
+        self.activation = activation
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        return self.down(self.activation(self.up(x)))
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (Shazeer 2020, eq. 6): down(silu(gate x) * up x)."""
+
+    def __init__(self, width: int, mlp_width: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, mlp_width, bias=bias)
+        self.up = nn.Linear(width, mlp_width, bias=bias)
+        self.down = nn.Linear(mlp_width, width, bias=bias)
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        return self.down(F.silu(self.gate(x)) * self.up(x))

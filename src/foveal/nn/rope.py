@@ -1,0 +1,62 @@
+"""Rotary position embedding (RoFormer, eq. 15) with one or several position axes.
+
+Angles are always computed in float32. "Half-split" form: feature i turns with feature i + K/2.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveal.core.shapes import Float, Int
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Cosines and sines [T, 1, K] of every token, ready for all heads."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def to(self, dtype: torch.dtype) -> "Rotation":
+        return Rotation(self.cos.to(dtype), self.sin.to(dtype))
+
+    def __call__(self, x: Float[Tensor, "T H K"]) -> Float[Tensor, "T H K"]:
+        """Rotates queries or keys; computed in the rotation's type, returned in that of `x`."""
+        low, high = x.to(self.cos.dtype).chunk(2, dim=-1)
+        cos, sin = self.cos.chunk(2, dim=-1)[0], self.sin.chunk(2, dim=-1)[0]
+        return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
+
+
+def frequencies(size: int, theta: float, device: torch.device) -> Float[Tensor, "F"]:
+    """size / 2 angular frequencies theta ** (-2i / size)."""
+    return 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32, device=device) / size)
+
+
+def text_rotation(
+    positions: Int[Tensor, "A T"], *, head_dim: int, theta: float, section: Sequence[int]
+) -> Rotation:
+    """M-RoPE (Qwen2-VL, section 2.1): frequency i follows the axis whose contiguous section holds it.
+
+    `section` sums to head_dim / 2, one entry a position axis; with one axis this is plain RoPE.
+    """
+    turns = frequencies(head_dim, theta, positions.device)
+    axis = torch.repeat_interleave(
+        torch.arange(len(section), device=positions.device), torch.tensor(section, device=positions.device)
+    )
+    angles = positions.to(torch.float32)[axis].T * turns
+    return _rotation(angles)
+
+
+def grid_rotation(rows: Int[Tensor, "P"], cols: Int[Tensor, "P"], *, head_dim: int, theta: float) -> Rotation:
+    """2-D RoPE of a vision tower: a quarter of the features turns with the row, a quarter with the column,
+    and the other half repeats them."""
+    turns = frequencies(head_dim // 2, theta, rows.device)
+    angles = torch.cat((rows[:, None] * turns, cols[:, None] * turns), dim=-1)
+    return _rotation(angles)
+
+
+def _rotation(angles: Float[Tensor, "T F"]) -> Rotation:
+    both = torch.cat((angles, angles), dim=-1)[:, None]
+    return Rotation(both.cos(), both.sin())

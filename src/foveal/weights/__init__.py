@@ -1,0 +1,1 @@
+"""Checkpoint folders: published tensor names and ours, safetensors files, and where folders are found."""
