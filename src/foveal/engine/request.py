@@ -49,7 +49,10 @@ class Sampling:
             "min_p": (0 <= self.min_p < 1, "at least 0 and below 1"),
             "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
             "presence_penalty": (-2 <= self.presence_penalty <= 2, "from -2 to 2"),
-            "stop": (all(isinstance(s, str) and s for s in self.stop), "a list of strings that are not empty"),
+            "stop": (
+                all(isinstance(s, str) and s for s in self.stop),
+                "a list of strings that are not empty",
+            ),
         }
         for name, (good, expected) in rules.items():
             if not good:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from foveal.processing.processor import Processing
 from torch import nn
 
 from foveal.core.errors import ConfigError, neighbours
-from foveal.processing.processor import Processing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from foveal.processing.processor import Processor
 from torch import nn
 
 from foveal.core.config import read_json
 from foveal.core.errors import ConfigError, InputError, neighbours
 from foveal.families.base import Family
-from foveal.processing.processor import Processor
 from foveal.weights.names import NameMap
 from foveal.weights.read import fill, open_checkpoint
 from foveal.weights.write import replacing_folder, save
@@ -113,9 +113,8 @@ def load(folder: Path, *, dtype: str | torch.dtype | None = None, device: str | 
     place = torch_device(device)
     with torch.device("meta"):
         network = described.family.build(described.config)
-    names = NameMap.parse(described.family.map_text(), where=f"{described.family.name}.map")
-    with open_checkpoint(folder) as checkpoint:
-        fill(network, checkpoint, names, dtype=kind, device=place)
+    names = NameMap(described.family.map_text(), where=f"{described.family.name}.map")
+    fill(network, open_checkpoint(folder), names, dtype=kind, device=place, tied=getattr(network, "tied", {}))
     return Loaded(**vars(described), network=network.eval().requires_grad_(False))
 
 
@@ -145,7 +144,7 @@ def save_folder(
     shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes a complete checkpoint in the official layout; `folder` appears whole or not at all."""
-    names = NameMap.parse(family.map_text(), where=f"{family.name}.map")
+    names = NameMap(family.map_text(), where=f"{family.name}.map")
     published = family.to_published(config)
     published["torch_dtype"] = str(next(network.parameters()).dtype).removeprefix("torch.")
     published |= processor.published_ids()
@@ -179,7 +178,9 @@ def torch_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         have = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
         reason = str(error).splitlines()[0]
-        raise InputError(f"device {str(device)!r} cannot be used ({reason}); this machine has {', '.join(have)}.") from None
+        raise InputError(
+            f"device {str(device)!r} cannot be used ({reason}); this machine has {', '.join(have)}."
+        ) from None
     return place
 
 

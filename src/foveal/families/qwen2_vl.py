@@ -4,18 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from foveal.adapter.merger import Merger
-from foveal.families.base import Family
-from foveal.families.published import Reader
-from foveal.families.vlm import VLM
-from foveal.language.decoder import Decoder, DecoderConfig
 from foveal.processing.chat import ChatML
-from foveal.processing.grounding import QwenTags
+from foveal.processing.grounding import TaggedBoxes
 from foveal.processing.patches import Normalize
 from foveal.processing.positions import MRope
 from foveal.processing.processor import Processing
 from foveal.processing.resize import PatchGrid
 from foveal.processing.video import Frames
+
+from foveal.adapter.merger import Merger
+from foveal.families.base import Family
+from foveal.families.published import Reader
+from foveal.families.vlm import VLM
+from foveal.language.decoder import Decoder, DecoderConfig
 from foveal.vision.vit import VisionConfig, VisionTower
 
 
@@ -134,7 +135,7 @@ def processing(config: Config) -> Processing:
         normalize=Normalize(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)),
         chat=ChatML(default_system="You are a helpful assistant."),
         video=Frames(),
-        boxes=QwenTags(),
+        boxes=TaggedBoxes(),
         positions=MRope(section=config.language.section),
     )
 
@@ -174,7 +175,14 @@ FAMILY = Family(
         "tiny": Config(
             vision=VisionConfig(width=32, depth=2, heads=2, mlp_width=64),
             language=DecoderConfig(
-                width=48, depth=3, heads=4, kv_heads=2, head_dim=16, mlp_width=96, vocab=640, section=(2, 3, 3)
+                width=48,
+                depth=3,
+                heads=4,
+                kv_heads=2,
+                head_dim=16,
+                mlp_width=96,
+                vocab=640,
+                section=(2, 3, 3),
             ),
         ),
     },

@@ -1,5 +1,6 @@
 """The network that all vision-language families share: vision -> adapter -> language."""
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -45,6 +46,11 @@ class VLM(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.language.embed.weight.dtype
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Names without a parameter of their own, and the parameter that serves them."""
+        return {"language.head.weight": "language.embed.weight"} if self.language.head is None else {}
 
     def see(self, batch: Packed, keep: Keep | None = None) -> Float[Tensor, "M D"]:
         """Visual tokens of all media, in the order of the batch."""
@@ -114,7 +120,7 @@ class VLM(nn.Module):
     ) -> Float[Tensor, "T D"]:
         """The decoder over `chunk` tokens of one sequence after another; the result keeps the pack's order."""
         parts = []
-        for sequence, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        for sequence, (start, stop) in enumerate(itertools.pairwise(starts)):
             for first in range(start, stop, chunk):
                 end = min(first + chunk, stop)
                 bounds = [0] * (sequence + 1) + [end - first] * (len(starts) - 1 - sequence)

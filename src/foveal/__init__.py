@@ -1,0 +1,61 @@
+"""Foveal runs, trains, evaluates and serves the Qwen-VL line of vision-language models.
+
+The names below are the public interface; they are imported when first used, so `import foveal` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foveal.core.box import Box, ImageView, Space
+    from foveal.core.errors import FovealError
+    from foveal.core.media import MediaBudget
+    from foveal.core.packed import Medium, Packed, join
+    from foveal.engine.answer import Answer, Usage
+    from foveal.engine.model import Model, load
+    from foveal.engine.request import Sampling
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Answer": "engine.answer",
+    "Box": "core.box",
+    "FovealError": "core.errors",
+    "ImageView": "core.box",
+    "MediaBudget": "core.media",
+    "Medium": "core.packed",
+    "Model": "engine.model",
+    "Packed": "core.packed",
+    "Sampling": "engine.request",
+    "Space": "core.box",
+    "Usage": "engine.answer",
+    "join": "core.packed",
+    "load": "engine.model",
+}
+
+__all__ = [
+    "Answer",
+    "Box",
+    "FovealError",
+    "ImageView",
+    "MediaBudget",
+    "Medium",
+    "Model",
+    "Packed",
+    "Sampling",
+    "Space",
+    "Usage",
+    "__version__",
+    "join",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'foveal' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"foveal.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

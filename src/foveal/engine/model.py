@@ -1,0 +1,219 @@
+"""`foveal.load` and what it returns: a model to talk to."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveal.core.errors import ConfigError, InputError
+from foveal.core.media import MediaBudget
+from foveal.core.packed import Packed
+from foveal.engine.answer import Answer, Usage
+from foveal.engine.generate import start, steps
+from foveal.engine.request import Generation, Sampling, stop_ids
+from foveal.engine.speech import Speech
+from foveal.families.load import Loaded, save_folder
+from foveal.families.load import load as load_folder
+from foveal.families.vlm import VLM, Output
+from foveal.weights.hub import locate
+
+
+def load(
+    name: str | Path | None = None,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    budget: MediaBudget | None = None,
+) -> "Model":
+    """Opens a model.
+
+    Args:
+        name: a hub name such as "Qwen/Qwen2-VL-2B-Instruct" or a checkpoint folder; None opens the small
+            model that ships inside the package.
+        dtype: "bfloat16", "float16" or "float32"; by default the type that the files hold.
+        device: "cpu", "cuda", "mps"; by default an accelerator if there is one.
+        revision: branch, tag or commit of a hub name.
+        budget: bounds for every medium that the model is asked about.
+
+    Raises:
+        HubError: the name is no folder and cannot be fetched.
+        ConfigError: the files describe something that Foveal does not compute.
+        WeightsError: tensors are missing, surplus or damaged.
+    """
+    folder = nano_folder() if name is None else locate(name, revision=revision)
+    loaded = load_folder(folder, dtype=dtype, device=default_device() if device is None else device)
+    if not isinstance(loaded.network, VLM):
+        raise ConfigError(f"{folder} holds a {loaded.family.name} model, which answers no questions.")
+    return Model(loaded, budget=budget or MediaBudget())
+
+
+def nano_folder() -> Path:
+    """The checkpoint folder of the small model inside the package."""
+    return Path(str(resources.files("foveal") / "nano"))
+
+
+def default_device() -> str:
+    """ "cuda" or "mps" if there is one, else "cpu"."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+class Model:
+    """A vision-language model with its processing.
+
+    Attributes:
+        network: the torch module (`vision`, `adapter`, `language`).
+        processor: messages to `Packed`, and ids back to text and boxes.
+        family, config: what it is.
+        sampling: the defaults of `chat`, `stream` and `generate`, from generation_config.json.
+        budget: bounds for media.
+    """
+
+    def __init__(self, loaded: Loaded, *, budget: MediaBudget) -> None:
+        if not isinstance(loaded.network, VLM):
+            raise ConfigError(f"a {loaded.family.name} network answers no questions.")
+        self.network: VLM = loaded.network
+        self.family, self.config, self.processor = loaded.family, loaded.config, loaded.processor
+        self.generation, self.budget = loaded.generation, budget
+        self.sampling = Sampling.from_published(loaded.generation)
+        self.stop_ids = stop_ids(loaded.generation, self.processor.end_of_turn)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that no text of a user, tool or file can become."""
+        return self.processor.special_ids
+
+    def process(self, messages: Any = None, **options: Any) -> Packed:
+        """Messages (one conversation or a list of them), or `prompt=` with `media=`, to a packed batch.
+
+        Options are those of `Processor.process`: budget, generate, min_pixels, max_pixels, fps, nframes, ...
+        """
+        return self.processor.process(messages, **{"budget": self.budget, **options})
+
+    def forward(self, batch: Packed, *, keep: Iterable[str] = ()) -> Output:
+        """Scores of the next token after every token; see `VLM.forward` for the names in `keep`."""
+        return self.network(batch, keep=keep)
+
+    def generate(self, batch: Packed, *, chunk: int | None = None, **options: Any) -> list[list[int]]:
+        """Token ids of one answer for every sequence of the batch, the closing token included.
+
+        Options are those of `Sampling`; `chunk` bounds the prompt tokens that are computed at a time.
+        """
+        generations = self._start(batch, options)
+        for _ in self._steps(batch, generations, chunk):
+            pass
+        return [g.ids for g in generations]
+
+    def chat(self, messages: Any, *, chunk: int | None = None, **options: Any) -> Answer:
+        """Answers one conversation. Options of `process` and of `Sampling` can be mixed."""
+        stream = self.stream(messages, chunk=chunk, **options)
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def chat_all(self, conversations: Sequence[Any], *, chunk: int | None = None, **options: Any) -> list[Answer]:
+        """Answers several conversations at once; each answer equals the one it would get alone."""
+        seen, said = self._split(options)
+        processed = [self.processor.prepare(messages, **{"budget": self.budget, **seen}) for messages in conversations]
+        from foveal.core.packed import join
+
+        batch = join([p.packed for p in processed])
+        generations = self._start(batch, said)
+        speeches = [Speech(self.processor, g) for g in generations]
+        for new in self._steps(batch, generations, chunk):
+            for sequence, token in new:
+                speeches[sequence].hear(token)
+        return [self._answer(p.packed, s, p.sources) for p, s in zip(processed, speeches, strict=True)]
+
+    def stream(self, messages: Any, *, chunk: int | None = None, **options: Any) -> "Stream":
+        """Answers one conversation piece by piece. The pieces together are the answer's text."""
+        seen, said = self._split(options)
+        prepared = self.processor.prepare(messages, **{"budget": self.budget, **seen})
+        generations = self._start(prepared.packed, said)
+        return Stream(self, prepared.packed, generations[0], prepared.sources, chunk)
+
+    def save(self, folder: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
+        """Writes the model in the official layout, which other libraries open unchanged."""
+        save_folder(
+            Path(folder),
+            family=self.family,
+            config=self.config,
+            network=self.network,
+            processor=self.processor,
+            generation=self.generation,
+            shard_bytes=shard_bytes,
+        )
+
+    def _split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Options of processing, and options of sampling (which refuses what neither knows)."""
+        known = self.processor.option_names
+        seen = {k: v for k, v in options.items() if k in known}
+        return seen, {k: v for k, v in options.items() if k not in known}
+
+    def _start(self, batch: Packed, options: Mapping[str, Any]) -> list[Generation]:
+        sampling = self.sampling.changed(options)
+        return start(batch, [sampling] * len(batch), self.family.context(self.config))
+
+    def _steps(
+        self, batch: Packed, generations: Sequence[Generation], chunk: int | None
+    ) -> Iterator[list[tuple[int, int]]]:
+        return steps(
+            self.network, batch, generations, stops=self.stop_ids, banned=self.processor.banned_ids, chunk=chunk
+        )
+
+    def _answer(self, packed: Packed, speech: Speech, sources: tuple[Any, ...]) -> Answer:
+        generation = speech.generation
+        text, boxes = self.processor.parse(speech.kept_ids, packed)
+        if generation.finish_reason is None:
+            raise InputError("the stream has not ended; read it to its end before asking for the answer.")
+        return Answer(
+            text=text,
+            boxes=boxes,
+            raw=speech.raw,
+            ids=tuple(generation.ids),
+            finish_reason=generation.finish_reason,
+            usage=Usage(
+                prompt_tokens=len(packed.tokens),
+                visual_tokens=sum(m.tokens for m in packed.media),
+                answer_tokens=len(generation.ids),
+            ),
+            media=packed.media,
+            sampling=replace(generation.sampling, seed=generation.seed, max_tokens=generation.max_tokens),
+            sources=sources,
+            budget=self.budget,
+        )
+
+
+class Stream:
+    """An answer in the making: iterate over its pieces of text, then read `answer`."""
+
+    def __init__(
+        self, model: Model, packed: Packed, generation: Generation, sources: tuple[Any, ...], chunk: int | None
+    ) -> None:
+        self._model, self._packed, self._sources = model, packed, sources
+        self._speech = Speech(model.processor, generation)
+        self._pieces = self._run(chunk)
+
+    def _run(self, chunk: int | None) -> Iterator[str]:
+        for new in self._model._steps(self._packed, [self._speech.generation], chunk):
+            for _, token in new:
+                self._speech.hear(token)
+                piece = self._speech.visible()
+                if piece:
+                    yield piece
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; `InputError` while the stream has not ended."""
+        return self._model._answer(self._packed, self._speech, self._sources)
