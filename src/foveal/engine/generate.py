@@ -53,7 +53,7 @@ def steps(
     """
     forbidden = torch.tensor(sorted(banned), dtype=torch.long)
     cache = network.language.new_cache(len(batch), capacity=int(batch.lengths.max()) + 64)
-    scores = network(batch, cache=cache, chunk=chunk, last=True).logits
+    scores = network(batch, cache=cache, chunk=chunk, at=batch.starts[1:] - 1).logits
     held = list(range(len(batch)))  # sequence numbers, in the order of the cache
     while held:
         rows = scores.float().cpu()

@@ -4,13 +4,14 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from foveal.adapter.merger import Merger
 from foveal.core.errors import InputError
 from foveal.core.packed import Packed
-from foveal.core.shapes import Float
+from foveal.core.shapes import Float, Int64
 from foveal.language.cache import Cache
 from foveal.language.decoder import Decoder
 from foveal.nn.keep import Keep
@@ -22,7 +23,7 @@ class Output:
     """What a forward pass returns.
 
     Attributes:
-        logits: scores of the next token, after every token [T, V] or after each sequence's last one [B, V].
+        logits: scores of the next token, after every token [T, V] or after those that were asked for.
         kept: the intermediate results that were asked for, by name.
     """
 
@@ -84,7 +85,7 @@ class VLM(nn.Module):
         keep: Iterable[str] = (),
         cache: Cache | None = None,
         chunk: int | None = None,
-        last: bool = False,
+        at: Int64[np.ndarray, "S"] | None = None,
     ) -> Output:
         """Scores the next token after every token of the batch.
 
@@ -94,7 +95,7 @@ class VLM(nn.Module):
                 "embeddings" [T, D], "layers.N" [T, D], "norm" [T, D].
             cache: where to leave keys and values for later tokens; one place a sequence.
             chunk: with a cache, run the decoder over at most this many tokens of a sequence at a time.
-            last: score only after the last token of every sequence.
+            at: score only after these tokens of the pack; training and prefill need few of them.
 
         Raises:
             InputError: an unknown name in `keep`, `chunk` without a cache, or a batch that does not fit.
@@ -111,8 +112,8 @@ class VLM(nn.Module):
             if cache is None or taps.wanted or chunk < 1:
                 raise InputError(f"chunk={chunk} needs a cache, no `keep`, and at least 1; got another combination.")
             hidden = self._in_chunks(x, positions, starts, cache, chunk)
-        if last:
-            hidden = hidden[[stop - 1 for stop in starts[1:]]]
+        if at is not None:
+            hidden = hidden[torch.from_numpy(at).to(self.device)]
         return Output(self.language.logits(hidden), taps.finish())
 
     def _in_chunks(
