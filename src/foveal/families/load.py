@@ -113,8 +113,8 @@ def load(folder: Path, *, dtype: str | torch.dtype | None = None, device: str | 
     place = torch_device(device)
     with torch.device("meta"):
         network = described.family.build(described.config)
-    names = NameMap(described.family.map_text(), where=f"{described.family.name}.map")
-    fill(network, open_checkpoint(folder), names, dtype=kind, device=place, tied=getattr(network, "tied", {}))
+    names = NameMap.parse(described.family.map_text(), where=f"{described.family.name}.map")
+    fill(network, open_checkpoint(folder), names, dtype=kind, device=place)
     return Loaded(**vars(described), network=network.eval().requires_grad_(False))
 
 
@@ -144,7 +144,7 @@ def save_folder(
     shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes a complete checkpoint in the official layout; `folder` appears whole or not at all."""
-    names = NameMap(family.map_text(), where=f"{family.name}.map")
+    names = NameMap.parse(family.map_text(), where=f"{family.name}.map")
     published = family.to_published(config)
     published["torch_dtype"] = str(next(network.parameters()).dtype).removeprefix("torch.")
     published |= processor.published_ids()

@@ -1,0 +1,207 @@
+"""Name maps as data: published tensor names on the left, ours on the right, one rule a line.
+
+    # a comment
+    read model.visual. as visual.
+    tied lm_head.weight to model.embed_tokens.weight
+    visual.blocks.{i}.norm1.{weight,bias} -> vision.blocks.{i}.norm1.{weight,bias}
+
+`{i}` stands for a layer number. `{a,b}` is short for one rule per choice; the n-th choice on the left
+goes with the n-th on the right. `read PREFIX as PREFIX` names a second spelling that some library
+releases write: it is read as the official one and never written. `tied COPY to ORIGINAL` says that a model
+may leave out the copy and use the original's value. The way from our names back to the published ones is
+derived, so a map that is not one to one is an error when it is read.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from foveal.core.errors import ConfigError
+
+_NUMBER = re.compile(r"[0-9]+")
+_GROUP = re.compile(r"\{([^{}]*)\}")
+_PLAIN = re.compile(r"[A-Za-z0-9_.\-]*")
+_READ = re.compile(r"read\s+(\S+)\s+as\s+(\S+)")
+_TIED = re.compile(r"tied\s+(\S+)\s+to\s+(\S+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One line of a map after its choices are spelled out; `{name}` placeholders are left in."""
+
+    published: str
+    ours: str
+    line: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Direction:
+    """Rules keyed by the shape of the name they match, in which every number reads `#`."""
+
+    rules: Mapping[str, tuple[tuple[re.Pattern[str], str], ...]]
+
+    def translate(self, name: str) -> str | None:
+        for pattern, target in self.rules.get(_NUMBER.sub("#", name), ()):
+            if match := pattern.fullmatch(name):
+                return target.format(**match.groupdict())
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NameMap:
+    """Translates tensor names between a published checkpoint and our modules, one to one.
+
+    Attributes:
+        where: file name or other origin, for errors.
+        rules: every rule, choices spelled out.
+        readings: (other prefix, official prefix) pairs; longer prefixes are tried first.
+        ties: our name of a tensor that a model may leave out -> our name of the tensor whose value it shares.
+    """
+
+    where: str
+    rules: tuple[Rule, ...]
+    readings: tuple[tuple[str, str], ...]
+    ties: Mapping[str, str]
+    _to_ours: _Direction
+    _to_published: _Direction
+
+    @classmethod
+    def parse(cls, text: str, where: str = "name map") -> "NameMap":
+        """Reads a map from its text. Raises `ConfigError` with the line when a rule is broken or not unique."""
+        rules: list[Rule] = []
+        readings: list[tuple[str, str]] = []
+        ties: list[tuple[str, str]] = []
+        for number, raw in enumerate(text.splitlines(), start=1):
+            line = raw.partition("#")[0].strip()
+            left, arrow, right = line.partition("->")
+            if arrow:
+                rules.extend(_spell_out(left.strip(), right.strip(), f"{where}:{number}", number))
+            elif reading := _READ.fullmatch(line):
+                readings.append((reading[1], reading[2]))
+            elif tie := _TIED.fullmatch(line):
+                ties.append((tie[1], tie[2]))
+            elif line:
+                raise ConfigError(
+                    f"{where}:{number}: {line!r} is no rule; write `published -> ours`, `read PREFIX as PREFIX` "
+                    "or `tied COPY to ORIGINAL`."
+                )
+        if not rules:
+            raise ConfigError(f"{where} holds no rule; add lines of the form `published -> ours`.")
+        _refuse_overlaps([(r.published, r.line) for r in rules], where)
+        _refuse_overlaps([(r.ours, r.line) for r in rules], where)
+        for other, _ in readings:
+            for rule in rules:
+                if rule.published.startswith(other):
+                    raise ConfigError(
+                        f"{where}:{rule.line}: {rule.published!r} begins with {other!r}, which `read {other}` renames; "
+                        "drop one of the two."
+                    )
+        to_ours = _direction((r.published, r.ours) for r in rules)
+        for name in itertools.chain(*ties):
+            if to_ours.translate(name) is None:
+                raise ConfigError(f"{where}: `tied` names {name!r}, for which there is no rule; add one.")
+        return cls(
+            where=where,
+            rules=tuple(rules),
+            readings=tuple(sorted(readings, key=lambda pair: -len(pair[0]))),
+            ties={str(to_ours.translate(copy)): str(to_ours.translate(original)) for copy, original in ties},
+            _to_ours=to_ours,
+            _to_published=_direction((r.ours, r.published) for r in rules),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "NameMap":
+        """The map in the file `path`."""
+        try:
+            return cls.parse(path.read_text(encoding="utf-8"), where=path.name)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read as a name map: {error}") from None
+
+    def official(self, published: str) -> str:
+        """The official spelling of a published name; other names come back unchanged."""
+        for other, prefix in self.readings:
+            if published.startswith(other):
+                return prefix + published[len(other) :]
+        return published
+
+    def ours(self, published: str) -> str | None:
+        """Our name of a published tensor in any spelling that is read; None when no rule matches."""
+        return self._to_ours.translate(self.official(published))
+
+    def published(self, ours: str) -> str | None:
+        """The official published name of one of our tensors; None when no rule matches."""
+        return self._to_published.translate(ours)
+
+
+def _spell_out(left: str, right: str, where: str, line: int) -> list[Rule]:
+    """The rules that one line stands for: its n-th choices on both sides, put together."""
+    lefts, rights = _choices(left, where), _choices(right, where)
+    if len(lefts) != len(rights):
+        raise ConfigError(f"{where}: {len(lefts)} names on the left but {len(rights)} on the right; give each its own.")
+    rules = []
+    for one, other in zip(lefts, rights, strict=True):
+        numbers = _placeholders(one, where), _placeholders(other, where)
+        if set(numbers[0]) != set(numbers[1]):
+            raise ConfigError(
+                f"{where}: {one!r} has the placeholders {numbers[0]} but {other!r} has {numbers[1]}; "
+                "use the same on both sides."
+            )
+        rules.append(Rule(published=one, ours=other, line=line))
+    return rules
+
+
+def _choices(pattern: str, where: str) -> list[str]:
+    """`a.{x,y}` as `a.x` and `a.y`; a pattern without choices as itself."""
+    groups = [g for g in _GROUP.finditer(pattern) if "," in g[1]]
+    if len(groups) > 1:
+        raise ConfigError(f"{where}: {pattern!r} has {len(groups)} lists of choices, at most one a side is read.")
+    if not groups:
+        return [pattern]
+    options = [option.strip() for option in groups[0][1].split(",")]
+    if not all(options):
+        raise ConfigError(f"{where}: {pattern!r} has an empty choice.")
+    return [pattern[: groups[0].start()] + option + pattern[groups[0].end() :] for option in options]
+
+
+def _placeholders(pattern: str, where: str) -> list[str]:
+    """Names of the `{name}` placeholders of `pattern`; checks that the pattern is well formed."""
+    names = [g[1] for g in _GROUP.finditer(pattern)]
+    for name in names:
+        if not name.isidentifier():
+            raise ConfigError(f"{where}: {{{name}}} in {pattern!r} is no placeholder; write {{i}} or {{a,b}}.")
+    if len(set(names)) != len(names):
+        raise ConfigError(f"{where}: {pattern!r} uses a placeholder twice; give the second its own name.")
+    plain = _GROUP.sub("", pattern)
+    if not pattern or not _PLAIN.fullmatch(plain):
+        raise ConfigError(f"{where}: {pattern!r} is no tensor name.")
+    # Next to another number, a placeholder's digits could be split in more than one way.
+    if re.search(r"[0-9}]\{|\}[0-9]", pattern):
+        raise ConfigError(f"{where}: in {pattern!r} a placeholder touches another number; put a dot between.")
+    return names
+
+
+def _direction(pairs: Iterable[tuple[str, str]]) -> _Direction:
+    rules: dict[str, tuple[tuple[re.Pattern[str], str], ...]] = {}
+    for source, target in pairs:
+        parts = _GROUP.split(source)  # text, placeholder, text, placeholder, ... text
+        regex = "".join(f"(?P<{part}>0|[1-9][0-9]*)" if odd % 2 else re.escape(part) for odd, part in enumerate(parts))
+        shape = _NUMBER.sub("#", _GROUP.sub("#", source))
+        rules[shape] = (*rules.get(shape, ()), (re.compile(regex), target))
+    return _Direction(rules=rules)
+
+
+def _refuse_overlaps(patterns: list[tuple[str, int]], where: str) -> None:
+    """Raises when some name could match two patterns. Exact: patterns differ in text or in a fixed number."""
+    seen: dict[str, list[tuple[list[str], str, int]]] = {}
+    for pattern, line in patterns:
+        plain = _GROUP.sub("#", pattern)
+        numbers = re.findall(r"[0-9]+|#", plain)
+        same_shape = seen.setdefault(_NUMBER.sub("#", plain), [])
+        for other_numbers, other, other_line in same_shape:
+            if all(a == b or "#" in (a, b) for a, b in zip(numbers, other_numbers, strict=True)):
+                raise ConfigError(
+                    f"{where}:{line}: {pattern!r} and {other!r} (line {other_line}) match the same names; drop one."
+                )
+        same_shape.append((numbers, pattern, line))
