@@ -1,0 +1,60 @@
+"""Ragged attention equals attention of every sequence alone."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foveal.nn import attention
+from foveal.nn.attention import attend_cached, attend_packed
+
+
+def plain(q, k, v, causal):
+    """Attention by its definition (Vaswani et al. 2017, eq. 1), one sequence, keys repeated per query head."""
+    repeat = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    scores = torch.einsum("thk,shk->hts", q, k) / q.shape[-1] ** 0.5
+    if causal:
+        keep = torch.ones(len(q), len(k)).tril(len(k) - len(q)).bool()
+        scores = scores.masked_fill(~keep, -torch.inf)
+    return torch.einsum("hts,shk->thk", scores.softmax(-1), v)
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=6),
+    st.sampled_from([(4, 2), (4, 4), (6, 1)]),
+    st.booleans(),
+)
+def test_packed_equals_each_alone(lengths, heads, causal):
+    torch.manual_seed(sum(lengths))
+    total = sum(lengths)
+    q = torch.randn(total, heads[0], 8)
+    k, v = torch.randn(2, total, heads[1], 8)
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    out = attend_packed(q, k, v, starts, causal=causal)
+    assert out.shape == q.shape
+    for a, b in zip(starts, starts[1:], strict=False):
+        if a < b:
+            torch.testing.assert_close(out[a:b], plain(q[a:b], k[a:b], v[a:b], causal), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 512])
+@given(st.integers(1, 9), st.integers(0, 9), st.sampled_from([(4, 2), (3, 3), (6, 1)]))
+def test_cached_equals_the_last_rows(rows, new, old, heads):
+    torch.manual_seed(new * 100 + old)
+    seen = old + new
+    q = torch.randn(new, heads[0], 8)
+    k, v = torch.randn(2, seen, heads[1], 8)
+    kept, attention.MASK_ROWS = attention.MASK_ROWS, rows
+    try:
+        out = attend_cached(q, k.transpose(0, 1), v.transpose(0, 1))
+    finally:
+        attention.MASK_ROWS = kept
+    torch.testing.assert_close(out, plain(q, k, v, True), rtol=0, atol=2e-6)
+
+
+def test_no_sequence_gives_no_rows():
+    q = torch.randn(0, 2, 4)
+    assert attend_packed(q, q, q, [0], causal=True).shape == (0, 2, 4)
