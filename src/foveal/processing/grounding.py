@@ -1,0 +1,175 @@
+"""Boxes in a model's words: how each family writes a region, and how it is read from an answer.
+
+A `BoxStyle` turns `Box` records into segments (for prompts and training) and segments of an answer back into
+boxes in the pixels of the user's own image. Reading never fails: what a model garbles is flagged or kept.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Protocol
+
+from foveal.core.box import Box, ImageView, Space
+from foveal.core.errors import InputError
+from foveal.processing.segments import Segment, SpecialSegment, TextSegment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grounded:
+    """An answer taken apart.
+
+    Attributes:
+        text: the words, labels included, without tags and without the coordinates of `boxes`.
+        boxes: in the order of the answer, in `Space.ORIGINAL_PX` of their image. Beside the flags of
+            `Box.mended`, "unclosed" says that the closing tag was missing. If the conversation has no
+            image, boxes keep the model's own space and carry the flag "no_image".
+        broken: what stood between box tags and was no box; it is also left in `text`.
+    """
+
+    text: str
+    boxes: tuple[Box, ...] = ()
+    broken: tuple[str, ...] = ()
+
+
+class BoxStyle(Protocol):
+    """How one family writes boxes."""
+
+    @property
+    def specials(self) -> tuple[str, ...]:
+        """Special tokens that it needs in the vocabulary."""
+        ...
+
+    def render(self, boxes: Sequence[Box], views: Sequence[ImageView]) -> list[Segment]:
+        """Neighbouring boxes of a message as segments; `views` are the media of the conversation."""
+        ...
+
+    def parse(self, answer: Sequence[Segment], view: ImageView | None, image: int) -> Grounded:
+        """Reads an answer whose boxes refer to medium number `image`, seen as `view`."""
+        ...
+
+
+# Four numbers of at most six digits before the point: bounded repeats, so matching takes linear time.
+_NUMBER = r"\s{0,9}([+-]?\d{1,6}(?:\.\d{1,9})?)\s{0,9}"
+_CORNERS = re.compile(rf"\s{{0,9}}\({_NUMBER},{_NUMBER}\)\s{{0,9}},?\s{{0,9}}\({_NUMBER},{_NUMBER}\)\s{{0,9}}", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaggedBoxes:
+    """Qwen2-VL's style: `<|object_ref_start|>label<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>`.
+
+    Whole numbers in 0..1000 of width and height. One label may have several boxes in a row. Source: Qwen2-VL
+    paper, section 2.2.1 (visual grounding); the form is Qwen-VL's with other tokens.
+    """
+
+    ref: tuple[str, str] = ("<|object_ref_start|>", "<|object_ref_end|>")
+    box: tuple[str, str] = ("<|box_start|>", "<|box_end|>")
+    space: Space = Space.RELATIVE_1000
+
+    @property
+    def specials(self) -> tuple[str, ...]:
+        return (*self.ref, *self.box)
+
+    def render(self, boxes: Sequence[Box], views: Sequence[ImageView]) -> list[Segment]:
+        """Raises `InputError` for a box of an image that is not there, or one that passes its image's edge."""
+        segments: list[Segment] = []
+        for label, group in groupby(boxes, key=lambda b: b.label):
+            if label:
+                segments += [SpecialSegment(name=self.ref[0]), TextSegment(text=label)]
+                segments += [SpecialSegment(name=self.ref[1])]
+            for box in group:
+                x1, y1, x2, y2 = self.numbers(box, view_of(box, views))
+                segments += [SpecialSegment(name=self.box[0]), TextSegment(text=f"({x1},{y1}),({x2},{y2})")]
+                segments += [SpecialSegment(name=self.box[1])]
+        return segments
+
+    def numbers(self, box: Box, view: ImageView) -> tuple[int, int, int, int]:
+        """The corners as the model writes them: nearest whole units of `space`, halves up."""
+        width, height = view.extent(self.space)
+        corners = box.to(self.space, view).corners
+        slack = 1e-6 * max(width, height)
+        if min(corners) < -slack or max(corners[0::2]) > width + slack or max(corners[1::2]) > height + slack:
+            far = view.extent(box.space)
+            raise InputError(
+                f"box {box.label!r} {box.corners} passes the edge of its image, which ends at {far} in "
+                f"{box.space.value}; clip it with Box.mended() or correct its space."
+            )
+        x1, y1, x2, y2 = (int(max(c, 0.0) + 0.5) for c in corners)
+        return x1, y1, x2, y2
+
+    def parse(self, answer: Sequence[Segment], view: ImageView | None, image: int) -> Grounded:
+        reader = _Reader(self, view, image)
+        for segment in answer:
+            reader.take(segment)
+        reader.close_box(closed=False)
+        return Grounded(text="".join(reader.text), boxes=tuple(reader.boxes), broken=tuple(reader.broken))
+
+
+class _Reader:
+    """One pass over an answer; every segment is looked at once."""
+
+    def __init__(self, style: TaggedBoxes, view: ImageView | None, image: int) -> None:
+        self.style, self.view, self.image = style, view, image
+        self.text: list[str] = []
+        self.boxes: list[Box] = []
+        self.broken: list[str] = []
+        self.label = ""
+        self.in_label = False
+        self.inside: list[str] | None = None  # texts since the opening box tag
+
+    def take(self, segment: Segment) -> None:
+        if isinstance(segment, TextSegment):
+            if self.inside is not None:
+                self.inside.append(segment.text)
+                return
+            self.text.append(segment.text)
+            if self.in_label:
+                self.label += segment.text
+            elif segment.text.strip(" ,\n"):
+                self.label = ""  # other words came in between: the label is not that of a later box
+        elif isinstance(segment, SpecialSegment):
+            (label_start, _), (box_start, box_end) = self.style.ref, self.style.box
+            if self.inside is not None:
+                self.close_box(closed=segment.name == box_end)
+            self.in_label = segment.name == label_start
+            if self.in_label:
+                self.label = ""
+            elif segment.name == box_start:
+                self.inside = []
+
+    def close_box(self, *, closed: bool) -> None:
+        """Reads what stands between box tags. Without a closing tag, words may follow the numbers."""
+        if self.inside is None:
+            return
+        content, self.inside = "".join(self.inside), None
+        found = _CORNERS.fullmatch(content) if closed else _CORNERS.match(content)
+        if found is None:
+            if content:
+                self.broken.append(content)
+                self.text.append(content)
+            return
+        self._add(tuple(float(n) for n in found.groups()), () if closed else ("unclosed",))
+        if content[found.end() :]:
+            self.text.append(content[found.end() :])
+            self.label = ""
+
+    def _add(self, corners: tuple[float, ...], flags: tuple[str, ...]) -> None:
+        x1, y1, x2, y2 = corners
+        space, view = self.style.space, self.view
+        if view is None:
+            # Relative units have the same extent for every image, so that order and edges can be mended still.
+            view, flags = ImageView(original=(1, 1), processed=(1, 1)), (*flags, "no_image")
+        box = Box.mended(self.label.strip(), (x1, y1, x2, y2), space, view, self.image)
+        if self.view is not None:
+            box = box.to(Space.ORIGINAL_PX, view)
+        self.boxes.append(replace(box, flags=box.flags + flags))
+
+
+def view_of(box: Box, views: Sequence[ImageView]) -> ImageView:
+    """The view of the medium that `box` lies in; `InputError` if the conversation has no such medium."""
+    if not 0 <= box.image < len(views):
+        raise InputError(
+            f"box {box.label!r} lies in image {box.image}, but the conversation has {len(views)}; "
+            "images and videos count from 0 in the order of the messages."
+        )
+    return views[box.image]

@@ -1,0 +1,262 @@
+"""Qwen2-style byte-level BPE in which text stays text.
+
+`Tokenizer` reads a published `tokenizer.json`. Text goes through an encoder that knows no added token at
+all, so `"<|im_end|>"` in a user's message is seven ordinary tokens. Special ids enter a prompt only
+where a renderer put a `SpecialSegment` or `MediumSegment`.
+"""
+
+import codecs
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from foveal.core.errors import ConfigError, InputError, neighbours
+from foveal.processing.segments import MediumSegment, Segment, SpecialSegment, TextSegment
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The 256 printable characters that stand for bytes in a byte-level vocabulary (the GPT-2 convention).
+
+    Printable Latin-1 characters stand for their own byte; the others, in order, for U+0100 onwards.
+    """
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(256)) - set(own))
+    return {chr(b): b for b in own} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Token ids of a list of segments; `owners[i]` is the segment in which token i begins."""
+
+    ids: list[int]
+    owners: list[int]
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Args:
+        content: the text of a `tokenizer.json` (byte-level BPE).
+        added: further added tokens, in the form of the file's own list (`content`, `id`, `special`).
+
+    Raises:
+        ConfigError: the file is not byte-level BPE, lacks a byte, or gives one id two names.
+    """
+
+    def __init__(self, content: str, *, added: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.content = content
+        rules = _checked(content)
+        self._special: dict[str, int] = {}
+        hidden = set()
+        for token in [*rules["added_tokens"], *added]:
+            name, number = str(token["content"]), int(token["id"])
+            if self._special.setdefault(name, number) != number:
+                raise ConfigError(
+                    f"added token {name!r} has the ids {self._special[name]} and {number}; "
+                    "make tokenizer.json and tokenizer_config.json agree."
+                )
+            if token.get("special"):
+                hidden.add(number)
+        self._hidden = frozenset(hidden)
+        self._names = {number: name for name, number in self._special.items()}
+        if len(self._names) != len(self._special):
+            raise ConfigError("two added tokens share one id; give each its own.")
+        # The text encoder has no added tokens, so nothing in a text can match one.
+        bare = {**rules, "added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
+        self._encoder = tokenizers.Tokenizer.from_str(json.dumps(bare))
+
+    @classmethod
+    def from_file(cls, path: Path, *, added: Iterable[Mapping[str, Any]] = ()) -> "Tokenizer":
+        """Reads `path`; raises `ConfigError` if it is missing or is no tokenizer file."""
+        try:
+            content = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}. A checkpoint needs its tokenizer.json.") from None
+        try:
+            return cls(content, added=added)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of all added tokens: none of them can come out of text."""
+        return frozenset(self._names)
+
+    @property
+    def special_names(self) -> tuple[str, ...]:
+        """Added tokens in the order of their ids."""
+        return tuple(self._names[i] for i in sorted(self._names))
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the highest id. A model's embedding may have more rows."""
+        ids = [*self._encoder.get_vocab().values(), *self._names]
+        return max(ids) + 1
+
+    def special(self, name: str) -> int:
+        """The id of an added token; `ConfigError` if the vocabulary has none of this name."""
+        try:
+            return self._special[name]
+        except KeyError:
+            raise ConfigError(
+                f"the tokenizer has no special token {name!r}; {neighbours(name, self._special)}"
+            ) from None
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a text in which nothing is special.
+
+        Raises:
+            InputError: the text holds half a surrogate pair, which no UTF-8 file or terminal can carry.
+        """
+        return self._encode(text)[0]
+
+    def _encode(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids and, for each, the index of the character in which it begins."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the text has a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}; "
+                "decode the text properly or remove that character."
+            ) from None
+        encoding = self._encoder.encode(text, add_special_tokens=False)
+        if not self._names.keys().isdisjoint(encoding.ids):
+            raise ConfigError(
+                "the tokenizer's merges build a special token from plain text; its tokenizer.json is unsafe to use."
+            )
+        return encoding.ids, [start for start, _ in encoding.offsets]
+
+    def encode_segments(self, segments: Sequence[Segment], tokens: Sequence[int] = ()) -> Encoded:
+        """Ids of rendered segments; medium number m becomes `tokens[m]` pads.
+
+        Texts that stand next to each other are joined first: `"user\\n"` before a message that begins with
+        a line break is one token in the published rendering, and so it is here. Such a token belongs
+        to the segment in which it begins.
+        """
+        ids: list[int] = []
+        owners: list[int] = []
+        numbered = enumerate(segments)
+        for plain, group in groupby(numbered, key=lambda pair: isinstance(pair[1], TextSegment)):
+            if plain:
+                texts = [(i, s.text) for i, s in group if isinstance(s, TextSegment)]
+                found, begins = self._encode("".join(text for _, text in texts))
+                edges, length = [], 0
+                for _, text in texts:
+                    edges.append(length)
+                    length += len(text)
+                ids += found
+                owners += [texts[bisect_right(edges, b) - 1][0] for b in begins]
+                continue
+            for i, segment in group:
+                if isinstance(segment, SpecialSegment):
+                    new = [self.special(segment.name)]
+                elif isinstance(segment, MediumSegment):
+                    new = [self.special(segment.pad)] * tokens[segment.medium]
+                else:
+                    raise InputError(f"{type(segment).__name__} cannot be encoded; expected text, special or medium.")
+                ids += new
+                owners += [i] * len(new)
+        return Encoded(ids=ids, owners=owners)
+
+    def split(self, text: str) -> list[Segment]:
+        """A trusted text (a template, a raw prompt) as text and special segments.
+
+        Never use it on what a user wrote: it honours special tokens.
+        """
+        parts = self._special_pattern.split(text) if self._special else [text]
+        return [
+            SpecialSegment(name=part) if i % 2 else TextSegment(text=part) for i, part in enumerate(parts) if part
+        ]
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        names = sorted(self._special, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, names)) + ")")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for; empty for a row of the model beyond the vocabulary."""
+        if token < 0:
+            raise InputError(f"token id {token} is negative; ids begin at 0.")
+        if token in self._names:
+            return self._names[token].encode()
+        piece = self._encoder.id_to_token(token)
+        return b"" if piece is None else bytes(_BYTES[c] for c in piece)
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """Text of `ids`. Bytes that are no UTF-8 become U+FFFD; rows beyond the vocabulary have no text.
+
+        `skip_special` leaves out control tokens such as `<|im_end|>`; added tokens that are content
+        (`"special": false` in the file, e.g. `<tool_call>`) stay.
+        """
+        stream = self.stream(skip_special=skip_special)
+        return stream.push(ids) + stream.finish()
+
+    def decode_segments(self, ids: Iterable[int]) -> list[Segment]:
+        """Text and special segments of `ids`, so that a tag can be told from text that spells one."""
+        segments: list[Segment] = []
+        for special, group in groupby(map(int, ids), key=lambda i: i in self._names):
+            if special:
+                segments += [SpecialSegment(name=self._names[i]) for i in group]
+            else:
+                segments.append(TextSegment(text=self.decode(group)))
+        return segments
+
+    def stream(self, *, skip_special: bool = False) -> "TextStream":
+        """A decoder to be fed piece by piece."""
+        return TextStream(self, self._hidden if skip_special else frozenset())
+
+
+class TextStream:
+    """Decodes ids as they come: never half a character, and all pieces together equal `Tokenizer.decode`."""
+
+    def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._hidden = hidden
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, ids: Iterable[int]) -> str:
+        """The text that `ids` complete; may be empty while a character is unfinished."""
+        pieces = (self._tokenizer.token_bytes(int(i)) for i in ids if int(i) not in self._hidden)
+        return self._utf8.decode(b"".join(pieces))
+
+    def finish(self) -> str:
+        """What is left at the end: U+FFFD for an unfinished character, else nothing."""
+        return self._utf8.decode(b"", final=True)
+
+
+def _checked(content: str) -> dict[str, Any]:
+    """The parsed file, after checking that it is what `Tokenizer` can read."""
+    try:
+        rules = json.loads(content)
+        model, added = rules["model"], rules["added_tokens"]
+        kind, vocabulary = model["type"], model["vocab"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"not a tokenizer.json: {error!r}. Use the file that the checkpoint ships.") from None
+    if kind != "BPE" or '"ByteLevel"' not in json.dumps([rules.get("pre_tokenizer"), rules.get("decoder")]):
+        raise ConfigError(f"the tokenizer is {kind} without a byte level; byte-level BPE (Qwen2's kind) is expected.")
+    missing = [c for c in _BYTES if c not in vocabulary]
+    if missing:
+        raise ConfigError(
+            f"the vocabulary lacks {len(missing)} of the 256 bytes (first: 0x{_BYTES[missing[0]]:02x}), so "
+            "some texts would lose characters; add them."
+        )
+    names = {t["content"]: t["id"] for t in added}
+    for name, number in names.items():
+        if vocabulary.get(name, number) != number:
+            raise ConfigError(f"{name!r} is id {vocabulary[name]} in the vocabulary and {number} as an added token.")
+    taken = set(vocabulary.values())
+    for name, number in names.items():
+        if number in taken and vocabulary.get(name) != number:
+            raise ConfigError(f"added token {name!r} takes id {number}, which is a token of plain text.")
+    return dict(rules)
