@@ -4,8 +4,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foveal.processing.draw import draw
-from foveal.processing.media import open_image
 from PIL import Image
 
 from foveal.core.box import Box, Space
@@ -13,6 +11,8 @@ from foveal.core.errors import InputError
 from foveal.core.media import MediaBudget
 from foveal.core.packed import Medium
 from foveal.engine.request import FinishReason, Sampling
+from foveal.processing.draw import draw
+from foveal.processing.media import open_image
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,12 @@
 """How one answer is sampled (`Sampling`) and how far it has come (`Generation`)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
 
+from foveal.core.config import from_mapping
 from foveal.core.errors import ConfigError, InputError, neighbours
 
 FinishReason = Literal["stop", "length"]
@@ -64,15 +65,13 @@ class Sampling:
         for name in options:
             if name not in known:
                 raise InputError(f"unknown option {name!r}; {neighbours(name, known)}")
-        values = dict(options)
-        if isinstance(values.get("stop"), str):
+        values = vars(self) | {k: v for k, v in options.items() if v is not None}
+        if isinstance(values["stop"], str):
             values["stop"] = (values["stop"],)
-        if values.get("stop") is not None:
-            values["stop"] = tuple(values["stop"])
         try:
-            return replace(self, **{k: v for k, v in values.items() if v is not None})
-        except TypeError:
-            raise InputError(f"sampling options {values} hold a value of the wrong type; pass numbers.") from None
+            return from_mapping(Sampling, values, "sampling")
+        except ConfigError as error:
+            raise InputError(str(error)) from None
 
     @classmethod
     def from_published(cls, published: Mapping[str, Any]) -> "Sampling":
@@ -86,8 +85,8 @@ class Sampling:
         elif "temperature" not in found:
             found["temperature"] = 1.0
         try:
-            return cls(**found)
-        except (TypeError, InputError) as error:
+            return from_mapping(cls, found, "sampling")
+        except (ConfigError, InputError) as error:
             raise ConfigError(f"generation_config.json: {error}") from None
 
 

@@ -19,7 +19,7 @@ def choose(scores: Float[Tensor, "V"], generation: Generation, banned: Tensor) -
         raise FovealError("the model's scores are not finite; load it with dtype='float32' or check the weights.")
     scores[banned] = -torch.inf
     if options.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted(set(generation.prompt) | set(generation.ids)))
+        seen = torch.tensor(sorted({*generation.prompt, *generation.ids}), dtype=torch.long)
         old = scores[seen]
         scores[seen] = torch.where(old < 0, old * options.repetition_penalty, old / options.repetition_penalty)
     if options.presence_penalty and generation.ids:
