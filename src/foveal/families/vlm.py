@@ -48,11 +48,6 @@ class VLM(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.language.embed.weight.dtype
 
-    @property
-    def tied(self) -> dict[str, str]:
-        """Names without a parameter of their own, and the parameter that serves them."""
-        return {"language.head.weight": "language.embed.weight"} if self.language.head is None else {}
-
     def see(self, batch: Packed, keep: Keep | None = None) -> Float[Tensor, "M D"]:
         """Visual tokens of all media, in the order of the batch."""
         patches = torch.from_numpy(batch.patches).to(self.device)

@@ -22,11 +22,11 @@ def locate(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     `HubError` that says where it looked and what to do.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name != "" and path.is_dir():
         if revision is not None:
             raise HubError(f"{path} is a folder and has no revision {revision!r}; drop the revision.")
         return path
-    if path.exists():
+    if path.is_file():
         raise HubError(f"{path} is a file; pass the checkpoint's folder.")
     text = os.fspath(name)
     if not isinstance(name, str) or not _HUB_NAME.fullmatch(text) or text.startswith((".", "~")):
