@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import numpy as np
@@ -37,7 +37,7 @@ _SHOWN = 96  # characters of a name in a message
 
 # Decoders are called directly: Image.open would try every format that Pillow has, and warn about
 # large pictures on its own account instead of asking the budget.
-_DECODERS: tuple[tuple[bytes, Callable[[BinaryIO], ImageFile.ImageFile]], ...] = (
+_DECODERS: tuple[tuple[bytes, Callable[[Any], ImageFile.ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
     (b"GIF87a", GifImageFile),
@@ -89,7 +89,7 @@ def open_image(source: Source, *, budget: MediaBudget) -> Image.Image:
 
 
 @contextmanager
-def open_bytes(source: Any, *, budget: MediaBudget) -> Iterator[BinaryIO]:
+def open_bytes(source: Any, *, budget: MediaBudget) -> Iterator[io.BufferedIOBase]:
     """The encoded file that `source` (path, URL or bytes) names, as a seekable stream within the budget.
 
     Raises `InputError`, `BudgetError` or `MediaError` as `open_image` does.
@@ -105,7 +105,8 @@ def open_bytes(source: Any, *, budget: MediaBudget) -> Iterator[BinaryIO]:
         return
     if not isinstance(source, str | os.PathLike):
         raise InputError(
-            f"{name} cannot name a picture or video; pass a path, a file:// or data: URL, bytes, a PIL image or an array."
+            f"{name} cannot name a picture or video; pass a path, a file:// or data: URL, bytes, "
+            "a PIL image or an array."
         )
     path = _path(source, name)
     try:
@@ -142,10 +143,10 @@ def describe(source: Any) -> str:
         return f"an object of type {type(source).__name__}"
     text = str(source)
     if text[:5].lower() == "data:":
-        kind = text[5 : 5 + _SHOWN].split(",")[0].split(";")[0]
+        kind = text[5 : 5 + _SHOWN].partition(",")[0].partition(";")[0]
         return f"data URL ({_printable(kind) or 'no type'}, {len(text):,} characters)"
     if "://" in text[:16]:
-        text = text.split("?")[0].split("#")[0]
+        text = text.partition("?")[0].partition("#")[0]
         scheme, _, rest = text.partition("://")
         host, slash, tail = rest.partition("/")
         text = f"{scheme}://{host.rpartition('@')[2]}{slash}{tail}"  # neither query nor password
@@ -189,16 +190,17 @@ def _data_url(url: str, name: str, budget: MediaBudget) -> bytes:
         raise InputError(f"{name} has no comma before its data; expected data:image/png;base64,....")
     payload = url[comma + 1 :]
     if not url[:comma].lower().endswith(";base64"):
-        _check_bytes(len(payload) // 3, name, budget)
+        _check_bytes(len(payload) - 2 * payload.count("%"), name, budget)
         return unquote_to_bytes(payload)
-    _check_bytes(len(payload) * 3 // 4 - 2, name, budget)
+    payload = "".join(unquote(payload).split())
+    _check_bytes(len(payload) * 3 // 4 - payload[-2:].count("="), name, budget)
     try:
-        return base64.b64decode("".join(unquote(payload).split()), validate=True)
+        return base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError):
         raise MediaError(f"{name} is not valid base64; was it cut?") from None
 
 
-def _decoder(stream: BinaryIO, name: str) -> Callable[[BinaryIO], ImageFile.ImageFile]:
+def _decoder(stream: io.BufferedIOBase, name: str) -> Callable[[Any], ImageFile.ImageFile]:
     head = stream.read(64)
     stream.seek(0)
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
@@ -208,8 +210,9 @@ def _decoder(stream: BinaryIO, name: str) -> Callable[[BinaryIO], ImageFile.Imag
             return decoder
     what = next((w for at, magic, w in _OTHERS if head[at:].startswith(magic)), "")
     if not what:
-        text = all(b >= 32 or b in b"\t\n\r\f" for b in head)
-        what = "a text file" if text else "of an unknown format"
+        text = head.decode("utf-8", errors="ignore")  # a character may be cut at the end, so no strict reading
+        plain = len(text.encode()) > len(head) - 4 and all(c.isprintable() or c.isspace() for c in text)
+        what = "a text file" if plain else "of an unknown format"
     raise MediaError(f"{name} is {what}, not a picture that is read here; convert it to {FORMATS}.")
 
 

@@ -6,9 +6,10 @@ patches of a merge group are neighbours. A still picture stands as `temporal` eq
 Source: Qwen2-VL (arXiv 2409.12191), section 2.1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from itertools import chain, repeat
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -16,10 +17,7 @@ from PIL import Image
 from foveal.core.box import ImageView
 from foveal.core.errors import ConfigError, InputError
 from foveal.core.shapes import Float32, UInt8
-from foveal.processing.resize import PatchGrid, resize_exact
-
-Resize: TypeAlias = Literal["exact", "fast"]
-"""exact: Pillow's pixels, as published. fast: torch's antialiased resize, see `fast_resize` for its tolerance."""
+from foveal.processing.resize import PatchGrid, Resize, resized
 
 Planes: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Red, green and blue of one picture, each uint8 [H, W] and contiguous."""
@@ -51,9 +49,9 @@ def image_patches(
     `min_px` and `max_px` replace the grid's limits. Raises `InputError` as `PatchGrid.size` does.
     """
     size = grid.size(*picture.size, min_px=min_px, max_px=max_px)
-    frame = _planes(_rgb_only(picture), size, resize)
     shape = grid.grid(*size)
-    patches = _rows([frame] * grid.temporal, shape, grid, normalize)
+    frame = _planes(resized(_rgb_only(picture, "the picture"), size, resize))
+    patches = _rows([frame], shape, grid, normalize, still=True)
     return patches, ImageView(original=picture.size, processed=size), shape
 
 
@@ -76,44 +74,47 @@ def video_patches(
     """
     if len(frames) == 0:
         raise InputError("a video without frames; it needs at least one.")
-    pictures = [Image.fromarray(f) if isinstance(f, np.ndarray) else _rgb_only(f) for f in frames]
-    first = pictures[0].size
-    for index, picture in enumerate(pictures):
-        if picture.size != first:
-            raise InputError(f"frame {index} is {picture.size} px and frame 0 is {first}; frames must be equal in size.")
-    size = first if size is None else size
-    shape = grid.grid(*size, frames=len(pictures))
-    pictures += [pictures[-1]] * (shape[0] * grid.temporal - len(pictures))
-    planes = [_planes(p, size, resize) for p in pictures]
-    patches = _rows(planes, shape, grid, normalize)
-    return patches, ImageView(original=original or first, processed=size), shape
+    pictures = (_rgb_only(f, f"frame {number}") for number, f in enumerate(frames))
+    first = next(pictures)
+    size = first.size if size is None else size
+    shape = grid.grid(*size, frames=len(frames))
+    missing = shape[0] * grid.temporal - len(frames)
+
+    def planes() -> Iterable[Planes]:
+        last = first
+        for number, picture in enumerate(chain([first], pictures)):
+            if picture.size != first.size:
+                raise InputError(f"frame {number} is {picture.size} px, frame 0 {first.size}; they must be equal.")
+            last = picture
+            yield _planes(resized(picture, size, resize))
+        yield from repeat(_planes(resized(last, size, resize)), missing)
+
+    patches = _rows(planes(), shape, grid, normalize)
+    return patches, ImageView(original=original or first.size, processed=size), shape
 
 
-def _rgb_only(picture: Image.Image) -> Image.Image:
+def _rgb_only(picture: Image.Image | np.ndarray, name: str) -> Image.Image:
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise InputError(f"{name} is {picture.dtype} of shape {picture.shape}, expected uint8 [H, W, 3].")
+        return Image.fromarray(picture)
     if picture.mode != "RGB":
-        raise InputError(f"the picture has mode {picture.mode}, expected RGB; open it with media.open_image().")
+        raise InputError(f"{name} has mode {picture.mode}, expected RGB; open it with media.open_image().")
     return picture
 
 
-def _planes(picture: Image.Image, size: tuple[int, int], resize: Resize) -> Planes:
-    """The three channels of `picture` at `size`."""
-    if resize == "fast" and picture.size != size:
-        from foveal.processing.fast_resize import resize_fast
-
-        red, green, blue = resize_fast(np.asarray(picture), size)
-        return red, green, blue
-    if resize not in ("exact", "fast"):
-        raise InputError(f"resize={resize!r}; use 'exact' or 'fast'.")
-    picture = resize_exact(picture, size)
+def _planes(picture: Image.Image) -> Planes:
     # One pass of Pillow's per channel is twice as fast as an interleaved copy that numpy takes apart.
-    red, green, blue = (np.frombuffer(picture.tobytes("raw", c), np.uint8).reshape(size[::-1]) for c in "RGB")
+    red, green, blue = (
+        np.frombuffer(picture.tobytes("raw", c), np.uint8).reshape(picture.height, picture.width) for c in "RGB"
+    )
     return red, green, blue
 
 
 def _rows(
-    frames: Sequence[Planes], shape: tuple[int, int, int], grid: PatchGrid, normalize: Normalize
+    frames: Iterable[Planes], shape: tuple[int, int, int], grid: PatchGrid, normalize: Normalize, still: bool = False
 ) -> Float32[np.ndarray, "P C"]:
-    """Patch rows of `frames`, `grid.temporal` of them for each step in time of `shape`.
+    """Patch rows of `frames`, `grid.temporal` of them for each step in time of `shape`; of one frame if `still`.
 
     Works through one row of merge groups at a time, which stays in the processor's cache. A line of a
     patch is moved as one item of `patch` bytes. Values are (v / 255 - mean) / std in float32, step by
@@ -121,25 +122,23 @@ def _rows(
     """
     patch, merge, temporal = grid.patch, grid.merge, grid.temporal
     steps, high, wide = shape
-    groups, band = wide // merge, merge * wide  # merge groups, and patches, in a row of groups
+    bands, groups = high // merge, wide // merge  # rows of merge groups, and groups in a row
     line = np.dtype((np.void, patch))
     mean = np.array(normalize.mean, np.float32)[:, None]
     std = np.array(normalize.std, np.float32)[:, None]
-    rows = np.empty((steps, high // merge, band, 3, temporal, patch * patch), np.float32)
+    rows = np.empty((steps, bands, merge * wide, 3, temporal, patch * patch), np.float32)
     order = np.empty((groups, merge, merge, 3, patch), line)
-    values = np.empty((band, 3, patch * patch), np.float32)
+    values = np.empty((merge * wide, 3, patch * patch), np.float32)
     for index, frame in enumerate(frames):
         step, moment = divmod(index, temporal)
-        if moment and frame is frames[index - 1]:
-            continue  # an equal frame was written together with the one before it
-        same = next((k for k in range(moment, temporal) if frames[step * temporal + k] is not frame), temporal)
-        lines = [plane.view(line).reshape(high // merge, merge, patch, groups, merge) for plane in frame]
-        for row in range(high // merge):
-            for channel, plane in enumerate(lines):
-                order[:, :, :, channel] = plane[row].transpose(2, 0, 3, 1)
+        moments = slice(None) if still else slice(moment, moment + 1)
+        planes = [plane.view(line).reshape(bands, merge, patch, groups, merge) for plane in frame]
+        for band in range(bands):
+            for channel, plane in enumerate(planes):
+                order[:, :, :, channel] = plane[band].transpose(2, 0, 3, 1)
             values[...] = order.view(np.uint8).reshape(values.shape)
             values /= np.float32(255)
             values -= mean
             values /= std
-            rows[step, row, :, :, moment:same] = values[:, :, None]
+            rows[step, band, :, :, moments] = values[:, :, None]
     return rows.reshape(steps * high * wide, -1)

@@ -15,11 +15,16 @@ Source: Qwen2-VL (arXiv 2409.12191), section 2.1 "Naive Dynamic Resolution".
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
+import numpy as np
 from PIL import Image
 
 from foveal.core.errors import ConfigError, InputError
+
+Resize: TypeAlias = Literal["exact", "fast"]
+"""exact: Pillow's antialiased bicubic on 8 bits, the pixels of published pipelines.
+fast: torch's; see `fast_resize` for its tolerance."""
 
 MAX_RATIO = 200
 """Longest side over shortest side; published processors refuse more."""
@@ -64,7 +69,7 @@ class PatchGrid:
         return self.patch * self.merge
 
     def size(
-        self, width: int, height: int, *, min_px: float | None = None, max_px: float | None = None
+        self, width: int, height: int, *, min_px: int | float | None = None, max_px: int | float | None = None
     ) -> tuple[int, int]:
         """The (width, height) in pixels at which the model sees a picture of `width` x `height`.
 
@@ -82,7 +87,7 @@ class PatchGrid:
             )
         return self._resized(width, height, low, high)
 
-    def _resized(self, width: int, height: int, low: float, high: float) -> tuple[int, int]:
+    def _resized(self, width: int, height: int, low: int | float, high: int | float) -> tuple[int, int]:
         factor = self.factor
         held = self.variant == "qwen_vl_utils"
         least = factor if held else 0
@@ -104,7 +109,7 @@ class PatchGrid:
             )
         return sides[0], sides[1]
 
-    def _check_limits(self, low: float, high: float, kind: type[ConfigError] | type[InputError]) -> None:
+    def _check_limits(self, low: int | float, high: int | float, kind: type[ConfigError] | type[InputError]) -> None:
         group = self.factor**2
         if not (math.isfinite(low) and math.isfinite(high)) or low < 1:
             raise kind(f"min_px={low} and max_px={high}: pixel limits are areas, finite and at least 1.")
@@ -169,6 +174,14 @@ class PatchGrid:
         return self.tokens(self.grid(*size))
 
 
-def resize_exact(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """`picture` at `size` (width, height) by Pillow's antialiased bicubic on 8 bits, as published pipelines do."""
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+def resized(picture: Image.Image, size: tuple[int, int], how: Resize = "exact") -> Image.Image:
+    """`picture` (RGB) at `size` (width, height); itself where it has that size already."""
+    if how not in ("exact", "fast"):
+        raise InputError(f"resize={how!r}; use 'exact' or 'fast'.")
+    if picture.size == size:
+        return picture
+    if how == "fast":
+        from foveal.processing.fast_resize import resize_fast
+
+        return Image.fromarray(resize_fast(np.array(picture), size))
+    return picture.resize(size, Image.Resampling.BICUBIC)
