@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from tests.helpers.tiny_tokenizer import FOLDER
 
 
@@ -50,14 +49,17 @@ def ids(text: str) -> list[int]:
 def _model() -> Any:
     from transformers import Qwen2VLConfig, Qwen2VLModel
 
-    text = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, vocab_size=64)
-    text |= dict(num_key_value_heads=1, rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3]})
-    config = Qwen2VLConfig(text_config=text, vision_config=dict(depth=1, embed_dim=16, num_heads=1, hidden_size=16))
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text |= {"num_key_value_heads": 1, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]}}
+    vision = {"depth": 1, "embed_dim": 16, "num_heads": 1, "hidden_size": 16}
+    config = Qwen2VLConfig(text_config=text, vision_config=vision)
     with torch.device("meta"):
         return Qwen2VLModel(config)
 
 
-def library_positions(kinds: Sequence[int], grids: Sequence[tuple[int, tuple[int, int, int]]]) -> tuple[np.ndarray, int]:
+def library_positions(
+    kinds: Sequence[int], grids: Sequence[tuple[int, tuple[int, int, int]]]
+) -> tuple[np.ndarray, int]:
     """transformers' positions. `kinds` is 0 text, 1 image, 2 video per token; `grids` are (kind, patches t h w)."""
     types = torch.tensor([list(kinds)])
     by_kind = {k: torch.tensor([g for kind, g in grids if kind == k]).reshape(-1, 3) for k in (1, 2)}
@@ -68,7 +70,7 @@ def library_positions(kinds: Sequence[int], grids: Sequence[tuple[int, tuple[int
 
 
 def rule_positions(kinds: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> tuple[np.ndarray, int]:
-    """The published rule, token by token: a block begins at the highest position so far + 1, and so does what follows."""
+    """The published rule, token by token: a block, and a text token, begins at the highest position so far + 1."""
     placed: list[tuple[int, int, int]] = []
     media = iter(grids)
     i = 0

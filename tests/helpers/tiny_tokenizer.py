@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def subset(rules: dict[str, Any], texts: Iterable[str]) -> dict[str, Any]:
         for word, _ in full.pre_tokenizer.pre_tokenize_str(full.normalizer.normalize_str(text)):
             pieces = list(word)
             while True:
-                ranked = [(rank[p], i) for i, p in enumerate(zip(pieces, pieces[1:], strict=False)) if p in rank]
+                ranked = [(rank[p], i) for i, p in enumerate(pairwise(pieces)) if p in rank]
                 if not ranked:
                     break
                 number, i = min(ranked)
@@ -55,9 +56,7 @@ def subset(rules: dict[str, Any], texts: Iterable[str]) -> dict[str, Any]:
                 kept.add(pieces[i])
     order = sorted(kept, key=rules["model"]["vocab"].__getitem__)
     vocabulary = {t: i for i, t in enumerate(order)}
-    added = [
-        {**t, "id": len(vocabulary) + i} for i, t in enumerate(a for a in rules["added_tokens"] if a["special"])
-    ]
+    added = [{**t, "id": len(vocabulary) + i} for i, t in enumerate(a for a in rules["added_tokens"] if a["special"])]
     # Published order of the first fourteen; what later releases added beside them is left out.
     model = {**rules["model"], "vocab": vocabulary, "merges": [" ".join(pairs[i]) for i in sorted(merges)]}
     return {**rules, "added_tokens": added, "model": model}

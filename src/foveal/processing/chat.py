@@ -1,17 +1,18 @@
 """ChatML: a conversation as segments, as Qwen2-VL's published chat template writes it.
 
-    <|im_start|>system
-    You are a helpful assistant.<|im_end|>
-    <|im_start|>user
-    <|vision_start|><|image_pad|><|vision_end|>What is this?<|im_end|>
-    <|im_start|>assistant
-    A bicycle.<|im_end|>
+<|im_start|>system
+You are a helpful assistant.<|im_end|>
+<|im_start|>user
+<|vision_start|><|image_pad|><|vision_end|>What is this?<|im_end|>
+<|im_start|>assistant
+A bicycle.<|im_end|>
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from foveal.core.box import Box
 from foveal.processing.messages import BoxPart, ImagePart, Message, TextPart, VideoPart
@@ -21,6 +22,7 @@ BoxWriter = Callable[[Sequence[Box]], list[Segment]]
 """Writes neighbouring boxes of a message (see `foveal.processing.grounding.BoxStyle.render`)."""
 
 
+@runtime_checkable
 class ChatFormat(Protocol):
     """Turns a conversation into segments."""
 
@@ -71,6 +73,37 @@ class ChatML:
             header = [SpecialSegment(name=self.start), self._plain("assistant\n")]
             segments += (replace(s, role="assistant", turn=len(messages)) for s in header)
         return segments
+
+    def template(self) -> str:
+        """This format as a Jinja chat template, for other libraries; `render` does not use it."""
+
+        def quote(text: str) -> str:
+            return json.dumps(text, ensure_ascii=False)
+
+        def medium(kind: str, word: str, tokens: tuple[str, str, str]) -> str:
+            test = f"part['type'] in ('{kind}', '{kind}_url') or '{kind}' in part or '{kind}_url' in part"
+            return (
+                f"{test} %}}{{% set seen.{kind} = seen.{kind} + 1 %}}"
+                f"{{% if add_vision_id | default({str(self.number_media).lower()}) %}}"
+                f"{{{{ '{word} ' ~ seen.{kind} ~ ': ' }}}}{{% endif %}}{{{{ {quote(''.join(tokens))} }}}}"
+            )
+
+        system = ""
+        if self.default_system is not None:
+            opening = quote(f"{self.start}system\n{self.default_system}{self.end}\n")
+            system = f"{{% if messages[0]['role'] != 'system' %}}{{{{ {opening} }}}}{{% endif %}}"
+        end = f"{{{{ {quote(self.end + chr(10))} }}}}"
+        return (
+            "{% set seen = namespace(image=0, video=0) %}"
+            f"{system}{{% for message in messages %}}"
+            f"{{{{ {quote(self.start)} ~ message['role'] ~ {quote(chr(10))} }}}}"
+            "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+            "{% for part in message['content'] %}"
+            f"{{% if {medium('image', 'Picture', self.image)}{{% elif {medium('video', 'Video', self.video)}"
+            "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+            f"{end}{{% endfor %}}"
+            f"{{% if add_generation_prompt %}}{{{{ {quote(self.start + 'assistant' + chr(10))} }}}}{{% endif %}}"
+        )
 
     def _turn(self, message: Message, turn: int, content: Iterable[Segment]) -> Iterator[Segment]:
         learned = message.role == "assistant"

@@ -87,12 +87,9 @@ def _write(
     near, far = max(0, min(left, size[0] - width)), max(0, min(right - width, size[0] - width))
     roomy = bottom - top > 2 * height  # a small box would vanish under a label inside it
     heights = (top - height, top, bottom, bottom - height) if roomy else (top - height, bottom, top)
-    grounds = [
-        (x, y, x + width, y + height)
-        for x in (near, far)
-        for y in heights
-        if 0 <= y <= size[1] - height
-    ] or [(near, 0, near + width, height)]
+    grounds = [(x, y, x + width, y + height) for x in (near, far) for y in heights if 0 <= y <= size[1] - height] or [
+        (near, 0, near + width, height)
+    ]
     ground = next((g for g in grounds if not any(_overlap(g, t) for t in taken)), grounds[0])
     pen.rectangle((ground[0], ground[1], ground[2] - 1, ground[3] - 1), fill=colour)
     pen.text((ground[0] + margin - x0, ground[1] + margin - y0), words, font=font, fill=_contrast(colour))

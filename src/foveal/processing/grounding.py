@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from foveal.core.box import Box, ImageView, Space
 from foveal.core.errors import InputError
@@ -25,13 +25,16 @@ class Grounded:
             `Box.mended`, "unclosed" says that the closing tag was missing. If the conversation has no
             image, boxes keep the model's own space and carry the flag "no_image".
         broken: what stood between box tags and was no box; it is also left in `text`.
+        parts: words and boxes in order, as the content of an assistant message that says the same again.
     """
 
     text: str
     boxes: tuple[Box, ...] = ()
     broken: tuple[str, ...] = ()
+    parts: tuple[str | Box, ...] = ()
 
 
+@runtime_checkable
 class BoxStyle(Protocol):
     """How one family writes boxes."""
 
@@ -44,14 +47,40 @@ class BoxStyle(Protocol):
         """Neighbouring boxes of a message as segments; `views` are the media of the conversation."""
         ...
 
-    def parse(self, answer: Sequence[Segment], view: ImageView | None, image: int) -> Grounded:
-        """Reads an answer whose boxes refer to medium number `image`, seen as `view`."""
+    def reader(self, view: ImageView | None, image: int) -> "AnswerReader":
+        """A reader of one answer whose boxes refer to medium number `image`, seen as `view`."""
         ...
+
+
+@runtime_checkable
+class AnswerReader(Protocol):
+    """Reads one answer as it comes."""
+
+    text: list[str]
+    """Words so far. Once here they stay: nothing that may turn out to be coordinates is among them."""
+
+    def take(self, segment: Segment) -> None:
+        """The next segment, or the next piece of a text segment."""
+        ...
+
+    def finish(self) -> Grounded:
+        """What was read, after the last segment."""
+        ...
+
+
+def parse(answer: Sequence[Segment], style: BoxStyle, view: ImageView | None, image: int) -> Grounded:
+    """Reads a whole answer whose boxes refer to medium number `image`, seen as `view`."""
+    reader = style.reader(view, image)
+    for segment in answer:
+        reader.take(segment)
+    return reader.finish()
 
 
 # Four numbers of at most six digits before the point: bounded repeats, so matching takes linear time.
 _NUMBER = r"\s{0,9}([+-]?\d{1,6}(?:\.\d{1,9})?)\s{0,9}"
-_CORNERS = re.compile(rf"\s{{0,9}}\({_NUMBER},{_NUMBER}\)\s{{0,9}},?\s{{0,9}}\({_NUMBER},{_NUMBER}\)\s{{0,9}}", re.ASCII)
+_CORNERS = re.compile(
+    rf"\s{{0,9}}\({_NUMBER},{_NUMBER}\)\s{{0,9}},?\s{{0,9}}\({_NUMBER},{_NUMBER}\)\s{{0,9}}", re.ASCII
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +126,11 @@ class TaggedBoxes:
         x1, y1, x2, y2 = (int(max(c, 0.0) + 0.5) for c in corners)
         return x1, y1, x2, y2
 
-    def parse(self, answer: Sequence[Segment], view: ImageView | None, image: int) -> Grounded:
-        reader = _Reader(self, view, image)
-        for segment in answer:
-            reader.take(segment)
-        reader.close_box(closed=False)
-        return Grounded(text="".join(reader.text), boxes=tuple(reader.boxes), broken=tuple(reader.broken))
+    def reader(self, view: ImageView | None, image: int) -> "TagReader":
+        return TagReader(self, view, image)
 
 
-class _Reader:
+class TagReader:
     """One pass over an answer; every segment is looked at once."""
 
     def __init__(self, style: TaggedBoxes, view: ImageView | None, image: int) -> None:
@@ -113,7 +138,9 @@ class _Reader:
         self.text: list[str] = []
         self.boxes: list[Box] = []
         self.broken: list[str] = []
+        self.parts: list[str | Box] = []
         self.label = ""
+        self.unboxed = ""  # the label while no box has come for it; it is not among `parts` yet
         self.in_label = False
         self.inside: list[str] | None = None  # texts since the opening box tag
 
@@ -122,20 +149,40 @@ class _Reader:
             if self.inside is not None:
                 self.inside.append(segment.text)
                 return
-            self.text.append(segment.text)
             if self.in_label:
+                self.text.append(segment.text)
                 self.label += segment.text
-            elif segment.text.strip(" ,\n"):
-                self.label = ""  # other words came in between: the label is not that of a later box
+                self.unboxed += segment.text
+            else:
+                self._say(segment.text)
         elif isinstance(segment, SpecialSegment):
             (label_start, _), (box_start, box_end) = self.style.ref, self.style.box
             if self.inside is not None:
                 self.close_box(closed=segment.name == box_end)
             self.in_label = segment.name == label_start
             if self.in_label:
-                self.label = ""
+                self._drop_label()
             elif segment.name == box_start:
                 self.inside = []
+
+    def finish(self) -> Grounded:
+        self.close_box(closed=False)
+        self._drop_label()
+        return Grounded(
+            text="".join(self.text), boxes=tuple(self.boxes), broken=tuple(self.broken), parts=tuple(self.parts)
+        )
+
+    def _say(self, words: str) -> None:
+        """Words outside labels. More than a separator means that the label is not that of a later box."""
+        self.text.append(words)
+        if words.strip(" ,\n"):
+            self._drop_label()
+        self.parts.append(words)
+
+    def _drop_label(self) -> None:
+        if self.unboxed:
+            self.parts.append(self.unboxed)
+        self.label = self.unboxed = ""
 
     def close_box(self, *, closed: bool) -> None:
         """Reads what stands between box tags. Without a closing tag, words may follow the numbers."""
@@ -146,12 +193,11 @@ class _Reader:
         if found is None:
             if content:
                 self.broken.append(content)
-                self.text.append(content)
+                self._say(content)
             return
         self._add(tuple(float(n) for n in found.groups()), () if closed else ("unclosed",))
         if content[found.end() :]:
-            self.text.append(content[found.end() :])
-            self.label = ""
+            self._say(content[found.end() :])
 
     def _add(self, corners: tuple[float, ...], flags: tuple[str, ...]) -> None:
         x1, y1, x2, y2 = corners
@@ -162,7 +208,15 @@ class _Reader:
         box = Box.mended(self.label.strip(), (x1, y1, x2, y2), space, view, self.image)
         if self.view is not None:
             box = box.to(Space.ORIGINAL_PX, view)
-        self.boxes.append(replace(box, flags=box.flags + flags))
+        box = replace(box, flags=box.flags + flags)
+        self.boxes.append(box)
+        if self.view is None:
+            # Without an image the box cannot be said again as one; its numbers stay as words.
+            self._drop_label()
+            self.parts.append(f"({x1:g},{y1:g}),({x2:g},{y2:g})")
+        else:
+            self.unboxed = ""
+            self.parts.append(box)
 
 
 def view_of(box: Box, views: Sequence[ImageView]) -> ImageView:

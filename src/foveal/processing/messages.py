@@ -53,7 +53,9 @@ class ImagePart:
 class VideoPart:
     """A video that is not opened yet: a file, or its frames as a list or an array [F, H, W, C].
 
-    `fps` or `nframes` say how densely a file is sampled; `sample_fps` how densely given frames were.
+    `fps` or `nframes` say how densely a file is sampled, `start_s` and `end_s` (Qwen's `video_start`, `video_end`)
+    which part of it; `sample_fps` how densely given frames were. Pixel limits hold for each frame,
+    `total_pixels` for all together.
     """
 
     source: Any
@@ -65,6 +67,7 @@ class VideoPart:
     end_s: float | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    total_pixels: int | None = None
 
 
 Part = TextPart | BoxPart | ImagePart | VideoPart
@@ -79,7 +82,7 @@ class Message:
 
 
 _PIXELS = ("min_pixels", "max_pixels")
-_FRAMES = ("fps", "nframes", "max_frames", "sample_fps", "video_start", "video_end")
+_FRAMES = ("total_pixels", "fps", "nframes", "max_frames", "sample_fps", "video_start", "video_end")
 _KEYS: dict[str, tuple[str, ...]] = {
     "text": (),
     "box": (),
@@ -89,7 +92,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "video_url": (*_PIXELS, *_FRAMES),
 }
 _OURS = {"video_start": "start_s", "video_end": "end_s"}
-_WHOLE = {*_PIXELS, "nframes", "max_frames", "resized_width", "resized_height"}
+_WHOLE = {*_PIXELS, "total_pixels", "nframes", "max_frames", "resized_width", "resized_height"}
 
 
 def parse_conversations(messages: Any) -> list[list[Message]]:
@@ -115,10 +118,13 @@ def parse_conversation(messages: Any) -> list[Message]:
     """Reads a conversation: a string (one user turn), or a list of `{"role": ..., "content": ...}`.
 
     `content` is a string or a list of parts. A part is a string, a PIL picture, an array ([H, W] or
-    [H, W, C] an image, [F, H, W, C] the frames of a video), a `Box`, or a mapping with one of `text`, `image`, `image_url`, `video`, `video_url`, `box`; its `"type"` may be
-    left out. An `image` or `video` also takes `min_pixels` and `max_pixels`; an image `resized_width` with
-    `resized_height`; a video file `fps` or `nframes`, `max_frames`, `video_start` and `video_end` (seconds); a
-    list of frames `sample_fps`. `image_url` is a string or `{"url": ..., "detail": "auto" | "high" | "low"}`.
+    [H, W, C] an image, [F, H, W, C] the frames of a video), a `Box`, or a mapping with one of `text`, `image`,
+    `image_url`, `video`, `video_url`, `box`; its `"type"` may be left out.
+
+    An image or video also takes `min_pixels` and `max_pixels`; an image `resized_width` with `resized_height`;
+    a video `total_pixels` and `max_frames`, from a file also `fps` or `nframes`, `video_start` and `video_end`
+    (seconds), as a list of frames `sample_fps`. `image_url` is a string or a mapping of `url` and `detail`
+    ("auto" and "high": full limits; "low": at most `LOW_DETAIL_PX`).
 
     Raises:
         InputError: an unknown role, part or key (naming its neighbours), or a value of a wrong kind.
@@ -153,7 +159,7 @@ def _message(value: Any, where: str) -> Message:
     content = value["content"]
     if isinstance(content, str | Mapping) or not isinstance(content, Sequence) or isinstance(content, bytes):
         content = [content]
-    parts = tuple(_part(p, f"{where}.content[{i}]") for i, p in enumerate(content))
+    parts = tuple(parse_part(p, f"{where}.content[{i}]") for i, p in enumerate(content))
     return Message(role=_role(value["role"], where), parts=parts)
 
 
@@ -163,7 +169,8 @@ def _role(role: Any, where: str) -> str:
     return role
 
 
-def _part(value: Any, where: str) -> Part:
+def parse_part(value: Any, where: str) -> Part:
+    """Reads one part of a message's content; `where` names its place in errors. See `parse_conversation`."""
     if isinstance(value, TextPart | BoxPart | ImagePart | VideoPart):
         return value
     if isinstance(value, str):
@@ -202,7 +209,8 @@ def _part(value: Any, where: str) -> Part:
         if not isinstance(source, Box):
             raise InputError(f"{where}: 'box' is {_kind(source)}; expected a foveal Box.")
         return BoxPart(box=source)
-    numbers = {_OURS.get(k, k): _number(v, k, where) for k, v in value.items() if k in _KEYS[kind] and v is not None}
+    settings = {k: v for k, v in value.items() if k in _KEYS[kind] and v is not None}
+    numbers: dict[str, Any] = {_OURS.get(str(k), str(k)): _number(v, str(k), where) for k, v in settings.items()}
     if kind.endswith("_url"):
         source, detail = _url(source, kind, where)
         if detail == "low":
@@ -232,7 +240,7 @@ def _video(source: Any, numbers: dict[str, Any], where: str) -> VideoPart:
     if frames:
         if len(source) == 0:
             raise InputError(f"{where}: the list of frames is empty; give at least one.")
-        unfit = [k for k in numbers if k not in (*_PIXELS, "sample_fps")]
+        unfit = [k for k in numbers if k not in (*_PIXELS, "total_pixels", "max_frames", "sample_fps")]
         if unfit:
             raise InputError(
                 f"{where}: {unfit[0]!r} samples a video file, but this video is a list of frames; "

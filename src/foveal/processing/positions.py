@@ -5,7 +5,7 @@ Positions are made once, per sequence, before sequences are packed, so that pack
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,11 +27,14 @@ class Block:
     times_s: tuple[float, ...] = ()
 
 
+@runtime_checkable
 class Positions(Protocol):
     """How a family numbers the tokens of one sequence."""
 
-    axes: int
-    """A: 3 for M-RoPE (time, height, width), 1 for plain positions."""
+    @property
+    def axes(self) -> int:
+        """A: 3 for M-RoPE (time, height, width), 1 for plain positions."""
+        ...
 
     def place(self, length: int, blocks: Sequence[Block]) -> tuple[Int64[np.ndarray, "A T"], int]:
         """Positions of `length` tokens, and what to add to a later token's index to get its position."""
@@ -60,12 +63,9 @@ class MRope:
     A text token has one number on all axes. A medium begins at the next free number s: a token in frame
     k, row i, column j has (s + time of k, s + i, s + j). What follows goes on at the highest number of all
     axes so far + 1, also where a video has more frames than rows and columns.
-
-    Attributes:
-        section: how many of the rotary frequencies go to time, height and width.
+    How the rotary frequencies are divided among the axes is the decoder's business (`DecoderConfig.section`).
     """
 
-    section: tuple[int, int, int]
     axes: int = 3
 
     def times(self, block: Block) -> Int64[np.ndarray, "N"]:

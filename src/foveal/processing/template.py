@@ -67,9 +67,13 @@ class TemplateChat:
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = _now
         try:
-            self._program = environment.from_string(template, globals=dict(variables or {}))
+            self._program = environment.from_string(
+                template, globals={"add_vision_id": family.number_media, **(variables or {})}
+            )
         except jinja2.TemplateSyntaxError as error:
-            raise ConfigError(f"the checkpoint's chat template is no valid Jinja (line {error.lineno}): {error}.") from None
+            raise ConfigError(
+                f"the checkpoint's chat template is no valid Jinja (line {error.lineno}): {error}."
+            ) from None
 
     def run(self, messages: Sequence[Mapping[str, Any]], *, generate: bool, room: int = 0) -> str:
         """The template's own output for plain mappings; `room` characters are expected from the texts."""
@@ -79,7 +83,9 @@ class TemplateChat:
                 words.append(piece)
                 length += len(piece)
                 if length > room + MAX_ADDED_CHARS:
-                    raise InputError(f"the chat template writes more than {MAX_ADDED_CHARS} characters; it is unusable.")
+                    raise InputError(
+                        f"the chat template writes more than {MAX_ADDED_CHARS} characters; it is unusable."
+                    )
         except InputError:
             raise
         except Exception as error:  # a template can fail in any way that Python can
@@ -209,9 +215,7 @@ def _probe(*turns: tuple[str, Any]) -> list[Message]:
     made = []
     for role, content in turns:
         parts = [content] if isinstance(content, str) else content
-        made.append(
-            Message(role=role, parts=tuple(TextPart(text=p) if isinstance(p, str) else p for p in parts))
-        )
+        made.append(Message(role=role, parts=tuple(TextPart(text=p) if isinstance(p, str) else p for p in parts)))
     return made
 
 

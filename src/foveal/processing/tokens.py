@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import tokenizers
 
 from foveal.core.errors import ConfigError, InputError, neighbours
+from foveal.core.shapes import Int
 from foveal.processing.segments import MediumSegment, Segment, SpecialSegment, TextSegment
 
 
@@ -31,6 +33,8 @@ def _byte_alphabet() -> dict[str, int]:
     others = sorted(set(range(256)) - set(own))
     return {chr(b): b for b in own} | {chr(0x100 + i): b for i, b in enumerate(others)}
 
+
+TokenIds: TypeAlias = Iterable[int] | Int[np.ndarray, "T"]
 
 _BYTES = _byte_alphabet()
 
@@ -175,8 +179,15 @@ class Tokenizer:
         Never use it on what a user wrote: it honours special tokens.
         """
         parts = self._special_pattern.split(text) if self._special else [text]
+        return [SpecialSegment(name=part) if i % 2 else TextSegment(text=part) for i, part in enumerate(parts) if part]
+
+    def split_answer(self, text: str) -> list[Segment]:
+        """As `decode_segments`, for an answer that was decoded with its control tokens."""
         return [
-            SpecialSegment(name=part) if i % 2 else TextSegment(text=part) for i, part in enumerate(parts) if part
+            TextSegment(text=s.name)
+            if isinstance(s, SpecialSegment) and self._special[s.name] not in self._hidden
+            else s
+            for s in self.split(text)
         ]
 
     @cached_property
@@ -193,7 +204,7 @@ class Tokenizer:
         piece = self._encoder.id_to_token(token)
         return b"" if piece is None else bytes(_BYTES[c] for c in piece)
 
-    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+    def decode(self, ids: TokenIds, *, skip_special: bool = False) -> str:
         """Text of `ids`. Bytes that are no UTF-8 become U+FFFD; rows beyond the vocabulary have no text.
 
         `skip_special` leaves out control tokens such as `<|im_end|>`; added tokens that are content
@@ -202,11 +213,11 @@ class Tokenizer:
         stream = self.stream(skip_special=skip_special)
         return stream.push(ids) + stream.finish()
 
-    def decode_segments(self, ids: Iterable[int]) -> list[Segment]:
-        """Text and special segments of `ids`, so that a tag can be told from text that spells one."""
+    def decode_segments(self, ids: TokenIds) -> list[Segment]:
+        """Text and control tokens of an answer, so that a tag can be told from text that spells one."""
         segments: list[Segment] = []
-        for special, group in groupby(map(int, ids), key=lambda i: i in self._names):
-            if special:
+        for control, group in groupby(map(int, ids), key=self._hidden.__contains__):
+            if control:
                 segments += [SpecialSegment(name=self._names[i]) for i in group]
             else:
                 segments.append(TextSegment(text=self.decode(group)))
@@ -225,7 +236,7 @@ class TextStream:
         self._hidden = hidden
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def push(self, ids: Iterable[int]) -> str:
+    def push(self, ids: TokenIds) -> str:
         """The text that `ids` complete; may be empty while a character is unfinished."""
         pieces = (self._tokenizer.token_bytes(int(i)) for i in ids if int(i) not in self._hidden)
         return self._utf8.decode(b"".join(pieces))

@@ -1,0 +1,319 @@
+"""`Processor`: conversations with their media in, `Packed` out; and answers taken apart into words and boxes.
+
+messages ──▶ parts ──▶ media opened, resized, cut into patches
+               └─────▶ segments ──▶ token ids ──▶ runs, spans, positions
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foveal.core.box import Box
+from foveal.core.errors import BudgetError, InputError
+from foveal.core.media import MediaBudget
+from foveal.core.packed import Medium, Packed, join
+from foveal.processing.chat import ChatFormat, ChatML
+from foveal.processing.grounding import AnswerReader, BoxStyle, Grounded, parse
+from foveal.processing.intake import Knobs, Opened, Vision, measure_image, measure_video, open_medium
+from foveal.processing.messages import ImagePart, Message, Part, TextPart, VideoPart, parse_conversations, parse_part
+from foveal.processing.packing import pack
+from foveal.processing.patches import Normalize
+from foveal.processing.positions import Positions
+from foveal.processing.published import read_folder, write_files
+from foveal.processing.resize import PatchGrid, Resize
+from foveal.processing.segments import MediumSegment, Segment, SpecialSegment
+from foveal.processing.template import choose_format
+from foveal.processing.tokens import Tokenizer
+from foveal.processing.video import Frames
+
+PROCESS_OPTIONS = ("generate", "min_pixels", "max_pixels", "fps", "nframes", "max_frames", "resize")
+"""Options of `Processor.process` that a question may carry beside those of sampling."""
+
+_VISION_PADS = ("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processing:
+    """What a family declares about its input. A checkpoint's own files replace sizes, colours and limits."""
+
+    resize: PatchGrid
+    normalize: Normalize
+    chat: ChatML
+    video: Frames
+    boxes: BoxStyle
+    positions: Positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoShape:
+    """A video of which nothing is opened: size in pixels, length, and frames per second of the file."""
+
+    width: int
+    height: int
+    seconds: float
+    fps: float = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """What a conversation costs: all its tokens, those of text, and the record of each medium."""
+
+    tokens: int
+    text_tokens: int
+    media: tuple[Medium, ...]
+
+
+class Processor:
+    """Input and output of one checkpoint.
+
+    Args:
+        tokenizer: its vocabulary.
+        processing: its settings.
+        context_tokens: the longest sequence it takes; None for no bound.
+        chat: how conversations are rendered, if not by `processing.chat`.
+        files: the published files that these settings come from, which `save` writes back.
+
+    Raises:
+        ConfigError: the vocabulary lacks a special token that the chat format or box style needs.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        processing: Processing,
+        context_tokens: int | None,
+        chat: ChatFormat | None = None,
+        files: Mapping[str, str] | None = None,
+    ) -> None:
+        self.tokenizer, self.processing, self.context_tokens = tokenizer, processing, context_tokens
+        self.chat: ChatFormat = chat or processing.chat
+        self._files = files
+        self._vision = Vision(resize=processing.resize, normalize=processing.normalize, video=processing.video)
+        for name in (*processing.chat.specials, *processing.boxes.specials):
+            tokenizer.special(name)
+
+    @classmethod
+    def from_folder(cls, folder: Path, processing: Processing, *, context_tokens: int | None) -> "Processor":
+        """Reads the tokenizer, the processor settings and the chat template of a published folder.
+
+        Raises:
+            ConfigError: a file is missing, damaged, or asks for what is not supported.
+        """
+        found = read_folder(folder, processing.resize, processing.video)
+        split, variables = found.tokenizer.split, found.variables
+        return cls(
+            tokenizer=found.tokenizer,
+            processing=replace(processing, resize=found.resize, normalize=found.normalize, video=found.video),
+            context_tokens=context_tokens,
+            chat=choose_format(found.template, processing.chat, split=split, variables=variables),
+            files=found.files,
+        )
+
+    @property
+    def end_of_turn(self) -> int:
+        """The id that ends a turn."""
+        return self.tokenizer.special(self.processing.chat.end)
+
+    def published_ids(self) -> dict[str, int]:
+        """The ids of vision tokens under the keys by which config.json states them."""
+        image, video = self.processing.chat.image, self.processing.chat.video
+        names = {
+            "image_token_id": image[1],
+            "video_token_id": video[1],
+            "vision_start_token_id": image[0],
+            "vision_end_token_id": image[2],
+        }
+        return {key: self.tokenizer.special(name) for key, name in names.items()}
+
+    def files(self) -> dict[str, str]:
+        """The processing files in the published layout, name to content."""
+        p = self.processing
+        made = self._files or write_files(self.tokenizer, p.resize, p.normalize, p.video, p.chat, self.context_tokens)
+        return dict(made)
+
+    def save(self, folder: Path) -> None:
+        """Writes `files`; each appears whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in self.files().items():
+            part = folder / f".{name}.part"
+            part.write_text(text, encoding="utf-8")
+            part.replace(folder / name)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that no text can produce."""
+        return self.tokenizer.special_ids
+
+    @property
+    def banned_ids(self) -> frozenset[int]:
+        """Ids that stand for visual tokens and must never be sampled."""
+        names = {*_VISION_PADS, *self.processing.chat.pads} & set(self.tokenizer.special_names)
+        return frozenset(self.tokenizer.special(n) for n in names)
+
+    def process(
+        self,
+        messages: Any = None,
+        *,
+        prompt: str | Sequence[str] | None = None,
+        media: Sequence[Any] | None = None,
+        budget: MediaBudget | None = None,
+        generate: bool = True,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        fps: float | None = None,
+        nframes: int | None = None,
+        max_frames: int | None = None,
+        resize: Resize = "exact",
+    ) -> Packed:
+        """Conversations, or raw prompts, as one pack.
+
+        Args:
+            messages: a conversation, or a list of conversations (one sequence each); for the accepted forms see
+                `foveal.processing.messages.parse_conversation`. Nothing in their texts is special.
+            prompt: instead of messages, a text for whoever knows the format. **Special tokens in it are
+                honoured**, so never build it from other people's words. Every `<|image_pad|>` and
+                `<|video_pad|>` is the place of one medium. A list of prompts makes one sequence each.
+            media: the images and videos of `prompt` in order; for a list of prompts a list of lists.
+            budget: bounds on media; None for the defaults of `MediaBudget`.
+            generate: end where the assistant is to answer. Prompts are taken as they are.
+            min_pixels, max_pixels, fps, nframes, max_frames, resize: for every medium whose own part does not say
+                otherwise; see `foveal.processing.intake.Knobs`.
+
+        Raises:
+            InputError: a message or option is wrong; ContextError: the sequence is too long;
+            MediaError, BudgetError: a medium is damaged or too large.
+        """
+        knobs = Knobs(
+            min_pixels=min_pixels, max_pixels=max_pixels, fps=fps, nframes=nframes, max_frames=max_frames, resize=resize
+        )
+        budget = budget or MediaBudget()
+        if (messages is None) == (prompt is None):
+            raise InputError("pass either messages or prompt=, and not both.")
+        if messages is not None:
+            if media is not None:
+                raise InputError("media= belongs to prompt=; in messages, images and videos are parts of the content.")
+            return join([self._conversation(c, budget, knobs, generate) for c in parse_conversations(messages)])
+        if isinstance(prompt, str):
+            return self._prompt(prompt, media or (), budget, knobs)
+        prompts = list(prompt or ())
+        lists = [()] * len(prompts) if media is None else list(media)
+        if len(prompts) != len(lists) or not all(isinstance(m, list | tuple) for m in lists):
+            raise InputError(f"{len(prompts)} prompts need as many lists of media, one for each; got {len(lists)}.")
+        return join([self._prompt(p, m, budget, knobs) for p, m in zip(prompts, lists, strict=True)])
+
+    def _conversation(self, messages: list[Message], budget: MediaBudget, knobs: Knobs, generate: bool) -> Packed:
+        parts = [p for m in messages for p in m.parts if isinstance(p, ImagePart | VideoPart)]
+        opened = self._open(parts, budget, knobs)
+        views = [medium.view for medium, _ in opened]
+
+        def write_boxes(boxes: Sequence[Box]) -> list[Segment]:
+            return self.processing.boxes.render(boxes, views)
+
+        return self._pack(self.chat.render(messages, boxes=write_boxes, generate=generate), opened)
+
+    def _prompt(self, prompt: str, media: Sequence[Any], budget: MediaBudget, knobs: Knobs) -> Packed:
+        if not isinstance(prompt, str) or not prompt:
+            raise InputError(f"the prompt is {prompt!r}; expected a text of at least one character.")
+        segments = self.tokenizer.split(prompt)
+        image_pad, video_pad = self.processing.chat.pads
+        pads = [s.name for s in segments if isinstance(s, SpecialSegment) and s.name in (image_pad, video_pad)]
+        if len(pads) != len(media):
+            kinds = "images" if video_pad not in pads else "media"
+            pad = image_pad if video_pad not in pads else f"{image_pad} or {video_pad}"
+            advice = f"add {pad} or drop one of the {kinds}" if len(media) > len(pads) else f"add {kinds} or drop {pad}"
+            raise InputError(f"{len(media)} {kinds} but {len(pads)} placeholders in the prompt; {advice}.")
+        parts = [_medium_part(m, i, still=pad == image_pad) for i, (m, pad) in enumerate(zip(media, pads, strict=True))]
+        numbers = iter(range(len(pads)))
+        placed = [
+            MediumSegment(medium=next(numbers), pad=s.name)
+            if isinstance(s, SpecialSegment) and s.name in (image_pad, video_pad) else s
+            for s in segments
+        ]  # fmt: skip
+        return self._pack(placed, self._open(parts, budget, knobs))
+
+    def _open(self, parts: Sequence[ImagePart | VideoPart], budget: MediaBudget, knobs: Knobs) -> list[Opened]:
+        if len(parts) > budget.media:
+            raise BudgetError(
+                f"{len(parts)} images and videos in one conversation; the budget is {budget.media}. Send fewer or "
+                "raise MediaBudget.media."
+            )
+        opened, tokens = [], 0
+        for part in parts:
+            # Once the context is full there will be an error; patches would be made in vain.
+            fits = self.context_tokens is None or tokens <= self.context_tokens
+            opened.append(open_medium(part, vision=self._vision, budget=budget, knobs=knobs, patches=fits))
+            tokens += opened[-1][0].tokens
+        return opened
+
+    def _pack(self, segments: list[Segment], opened: list[Opened]) -> Packed:
+        p = self.processing
+        return pack(segments, opened, self.tokenizer, p.resize, p.positions, self.context_tokens)
+
+    def count(
+        self,
+        text: str = "",
+        *,
+        images: Sequence[tuple[int, int]] = (),
+        videos: Sequence[VideoShape] = (),
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        fps: float | None = None,
+        nframes: int | None = None,
+        max_frames: int | None = None,
+    ) -> Count:
+        """Tokens of one user turn with media of these sizes, chat format included; nothing is opened.
+
+        `images` are (width, height) in pixels. Exact: `process` gives the same number for real media.
+        """
+        knobs = Knobs(min_pixels=min_pixels, max_pixels=max_pixels, fps=fps, nframes=nframes, max_frames=max_frames)
+        media = [measure_image(w, h, vision=self._vision, knobs=knobs) for w, h in images]
+        media += [measure_video(v.width, v.height, v.seconds, v.fps, vision=self._vision, knobs=knobs) for v in videos]
+        parts: list[Part] = [ImagePart(source=None) for _ in images]
+        parts += [VideoPart(source=None) for _ in videos]
+        parts += [TextPart(text=text)]
+        segments = self.chat.render([Message(role="user", parts=tuple(parts))], boxes=lambda _: [], generate=True)
+        total = len(self.tokenizer.encode_segments(segments, [m.tokens for m in media]).ids)
+        return Count(tokens=total, text_tokens=total - sum(m.tokens for m in media), media=tuple(media))
+
+    def read(self, answer: str | Sequence[int] | np.ndarray, packed: Packed, sequence: int = 0) -> Grounded:
+        """Words and boxes of an answer to sequence number `sequence` of `packed`.
+
+        `answer` is its token ids, or its text decoded with special tokens. Boxes refer to the last image or
+        video before the answer, which is the last of the sequence; `Box.image` is its number there.
+        """
+        if not 0 <= sequence < len(packed):
+            raise InputError(f"sequence {sequence} of a pack of {len(packed)}; count from 0.")
+        views = [m.view for m in packed.media if m.sequence == sequence]
+        split, decode = self.tokenizer.split_answer, self.tokenizer.decode_segments
+        segments = split(answer) if isinstance(answer, str) else decode(answer)
+        return parse(segments, self.processing.boxes, views[-1] if views else None, max(0, len(views) - 1))
+
+    def reader(self, packed: Packed, sequence: int = 0) -> AnswerReader:
+        """A reader for the answer to sequence number `sequence`, to be fed as the answer comes; see `read`."""
+        views = [m.view for m in packed.media if m.sequence == sequence]
+        return self.processing.boxes.reader(views[-1] if views else None, max(0, len(views) - 1))
+
+    def parse(
+        self, answer: str | Sequence[int] | np.ndarray, packed: Packed, sequence: int = 0
+    ) -> tuple[str, tuple[Box, ...]]:
+        """`read` as (text without tags, boxes in pixels of the user's image)."""
+        grounded = self.read(answer, packed, sequence)
+        return grounded.text, grounded.boxes
+
+
+def _medium_part(value: Any, index: int, *, still: bool) -> ImagePart | VideoPart:
+    """Medium number `index` of a raw prompt, whose placeholder says what it is."""
+    wanted = "an image" if still else "a video"
+    if isinstance(value, Mapping | ImagePart | VideoPart):
+        part = parse_part(value, f"media[{index}]")
+        if not isinstance(part, ImagePart if still else VideoPart):
+            kind = {ImagePart: "an image", VideoPart: "a video"}.get(type(part), "no medium")
+            raise InputError(f"media[{index}] is {kind}, but its placeholder in the prompt is that of {wanted}.")
+        return part
+    if still:
+        return ImagePart(source=value)
+    return VideoPart(source=tuple(value) if isinstance(value, list | np.ndarray) else value)
