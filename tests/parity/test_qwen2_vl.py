@@ -81,7 +81,9 @@ def test_saved_folder_opens_in_transformers(pair, tmp_path):
     with torch.no_grad():
         close(vlm.forward(batch).logits, again.eval()(**layouts.oracle_inputs(batch, IDS)).logits[0])
     text = "Find the red bicycle, 描述这张图片"
-    assert AutoTokenizer.from_pretrained(tmp_path / "saved")(text).input_ids == vlm.processor.tokenizer.encode_text(text)
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")(text).input_ids == vlm.processor.tokenizer.encode_text(
+        text
+    )
     # And Foveal opens what Foveal saved.
     reloaded = foveal.load(tmp_path / "saved")
     assert torch.equal(reloaded.forward(batch).logits, vlm.forward(batch).logits)

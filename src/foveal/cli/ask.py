@@ -63,7 +63,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.draw and arguments.question is None:
-        raise InputError("--draw needs a question on the command line; in a conversation there is no one answer to draw.")
+        raise InputError(
+            "--draw needs a question on the command line; in a conversation there is no one answer to draw."
+        )
     if arguments.question is not None and not arguments.question.strip():
         raise InputError("the question is empty; ask something, or leave it out for a conversation.")
     _check_files(arguments)
@@ -85,10 +87,12 @@ def run(arguments: argparse.Namespace) -> int:
 def _check_files(arguments: argparse.Namespace) -> None:
     """Finds wrong names before a large model is loaded."""
     from foveal.engine.answer import picture_format
-    from foveal.processing.media import check_source
+    from foveal.core.media import MediaBudget
+    from foveal.processing.media import open_bytes
 
     for source in (*arguments.image, *arguments.video):
-        check_source(source)
+        with open_bytes(source, budget=MediaBudget()):
+            pass
     if arguments.draw:
         picture_format(Path(arguments.draw))
         if not arguments.image:

@@ -31,6 +31,7 @@ class Answer:
     Attributes:
         text: for people: without grounding tags and coordinates.
         boxes: in pixels of the original images.
+        parts: words and boxes in order, for `message`.
         raw: the model's own words with every tag.
         ids: token ids, the closing one included.
         finish_reason: "stop" (the model ended or a stop string came) or "length".
@@ -41,6 +42,7 @@ class Answer:
 
     text: str
     boxes: tuple[Box, ...]
+    parts: tuple[str | Box, ...]
     raw: str
     ids: tuple[int, ...]
     finish_reason: FinishReason
@@ -50,6 +52,11 @@ class Answer:
     sources: tuple[Any, ...] = field(default=(), repr=False)
     """The images and videos as the user gave them, in the order of `media`."""
     budget: MediaBudget = field(default=MediaBudget(), repr=False)
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """This answer as a turn of the conversation, for asking on."""
+        return {"role": "assistant", "content": list(self.parts) or ""}
 
     def draw(self, path: str | Path | None = None, *, image: int | None = None) -> Image.Image:
         """The image with the answer's boxes and labels; also written to `path` when one is given.
@@ -106,14 +113,20 @@ def box_json(box: Box, medium: Medium) -> dict[str, Any]:
     }
 
 
-def write_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a picture whole or not at all."""
+def picture_format(path: Path) -> str:
+    """Pillow's name of the format that a file's ending stands for; `InputError` if there is none."""
     kinds = Image.registered_extensions()
     if path.suffix.lower() not in kinds:
         raise InputError(f"cannot write a picture to {path.name!r}: unknown ending; use .png, .jpg or .webp.")
+    return kinds[path.suffix.lower()]
+
+
+def write_picture(picture: Image.Image, path: Path) -> None:
+    """Writes a picture whole or not at all."""
+    kind = picture_format(path)
     temporary = path.with_name(f".{path.name}.part")
     try:
-        picture.save(temporary, format=kinds[path.suffix.lower()])
+        picture.save(temporary, format=kind)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

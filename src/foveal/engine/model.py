@@ -10,7 +10,7 @@ import torch
 
 from foveal.core.errors import ConfigError, InputError
 from foveal.core.media import MediaBudget
-from foveal.core.packed import Packed
+from foveal.core.packed import Packed, join
 from foveal.engine.answer import Answer, Usage
 from foveal.engine.generate import start, steps
 from foveal.engine.request import Generation, Sampling, stop_ids
@@ -18,6 +18,8 @@ from foveal.engine.speech import Speech
 from foveal.families.load import Loaded, save_folder
 from foveal.families.load import load as load_folder
 from foveal.families.vlm import VLM, Output
+from foveal.processing.messages import ImagePart, VideoPart, parse_conversation
+from foveal.processing.processor import PROCESS_OPTIONS
 from foveal.weights.hub import locate
 
 
@@ -54,6 +56,12 @@ def load(
 def nano_folder() -> Path:
     """The checkpoint folder of the small model inside the package."""
     return Path(str(resources.files("foveal") / "nano"))
+
+
+def sources_of(messages: Any) -> tuple[Any, ...]:
+    """The images and videos of one conversation as its user gave them."""
+    parts = [part for message in parse_conversation(messages) for part in message.parts]
+    return tuple(part.source for part in parts if isinstance(part, ImagePart | VideoPart))
 
 
 def default_device() -> str:
@@ -119,23 +127,22 @@ class Model:
     def chat_all(self, conversations: Sequence[Any], *, chunk: int | None = None, **options: Any) -> list[Answer]:
         """Answers several conversations at once; each answer equals the one it would get alone."""
         seen, said = self._split(options)
-        processed = [self.processor.prepare(messages, **{"budget": self.budget, **seen}) for messages in conversations]
-        from foveal.core.packed import join
-
-        batch = join([p.packed for p in processed])
+        packs = [self.process(messages, **seen) for messages in conversations]
+        batch = join(packs)
         generations = self._start(batch, said)
-        speeches = [Speech(self.processor, g) for g in generations]
+        speeches = [self._speech(g, p) for g, p in zip(generations, packs, strict=True)]
         for new in self._steps(batch, generations, chunk):
             for sequence, token in new:
                 speeches[sequence].hear(token)
-        return [self._answer(p.packed, s, p.sources) for p, s in zip(processed, speeches, strict=True)]
+        return [self._answer(p, s, sources_of(c)) for p, s, c in zip(packs, speeches, conversations, strict=True)]
 
     def stream(self, messages: Any, *, chunk: int | None = None, **options: Any) -> "Stream":
         """Answers one conversation piece by piece. The pieces together are the answer's text."""
         seen, said = self._split(options)
-        prepared = self.processor.prepare(messages, **{"budget": self.budget, **seen})
-        generations = self._start(prepared.packed, said)
-        return Stream(self, prepared.packed, generations[0], prepared.sources, chunk)
+        sources = sources_of(messages)
+        packed = self.process(messages, **seen)
+        (generation,) = self._start(packed, said)
+        return Stream(self, packed, generation, sources, chunk)
 
     def save(self, folder: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
         """Writes the model in the official layout, which other libraries open unchanged."""
@@ -151,9 +158,11 @@ class Model:
 
     def _split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Options of processing, and options of sampling (which refuses what neither knows)."""
-        known = self.processor.option_names
-        seen = {k: v for k, v in options.items() if k in known}
-        return seen, {k: v for k, v in options.items() if k not in known}
+        seen = {k: v for k, v in options.items() if k in PROCESS_OPTIONS}
+        return seen, {k: v for k, v in options.items() if k not in PROCESS_OPTIONS}
+
+    def _speech(self, generation: Generation, packed: Packed) -> Speech:
+        return Speech(self.processor, generation, packed, self.stop_ids)
 
     def _start(self, batch: Packed, options: Mapping[str, Any]) -> list[Generation]:
         sampling = self.sampling.changed(options)
@@ -167,13 +176,13 @@ class Model:
         )
 
     def _answer(self, packed: Packed, speech: Speech, sources: tuple[Any, ...]) -> Answer:
-        generation = speech.generation
-        text, boxes = self.processor.parse(speech.kept_ids, packed)
-        if generation.finish_reason is None:
+        generation, grounded = speech.generation, speech.grounded
+        if grounded is None or generation.finish_reason is None:
             raise InputError("the stream has not ended; read it to its end before asking for the answer.")
         return Answer(
-            text=text,
-            boxes=boxes,
+            text=grounded.text,
+            boxes=grounded.boxes,
+            parts=grounded.parts,
             raw=speech.raw,
             ids=tuple(generation.ids),
             finish_reason=generation.finish_reason,
@@ -196,7 +205,7 @@ class Stream:
         self, model: Model, packed: Packed, generation: Generation, sources: tuple[Any, ...], chunk: int | None
     ) -> None:
         self._model, self._packed, self._sources = model, packed, sources
-        self._speech = Speech(model.processor, generation)
+        self._speech = model._speech(generation, packed)
         self._pieces = self._run(chunk)
 
     def _run(self, chunk: int | None) -> Iterator[str]:

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
-
-from foveal.processing.processor import Processing
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from foveal.core.errors import ConfigError, neighbours
+from foveal.processing.processor import Processing
+
+if TYPE_CHECKING:  # families are declared without torch, so that what needs no weights is quick
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Family:
     config: type
     from_published: Callable[[Mapping[str, Any]], Any]
     to_published: Callable[[Any], dict[str, Any]]
-    build: Callable[[Any], nn.Module]
+    build: "Callable[[Any], nn.Module]"
     processing: Callable[[Any], Processing]
     sizes: Mapping[str, Any]
     context: Callable[[Any], int]

@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from foveal.core.errors import ConfigError
+from foveal.families.base import Family
+from foveal.families.published import Reader
+from foveal.language.config import DecoderConfig
 from foveal.processing.chat import ChatML
 from foveal.processing.grounding import TaggedBoxes
 from foveal.processing.patches import Normalize
@@ -11,13 +15,10 @@ from foveal.processing.positions import MRope
 from foveal.processing.processor import Processing
 from foveal.processing.resize import PatchGrid
 from foveal.processing.video import Frames
+from foveal.vision.config import VisionConfig
 
-from foveal.adapter.merger import Merger
-from foveal.families.base import Family
-from foveal.families.published import Reader
-from foveal.families.vlm import VLM
-from foveal.language.decoder import Decoder, DecoderConfig
-from foveal.vision.vit import VisionConfig, VisionTower
+if TYPE_CHECKING:
+    from foveal.families.vlm import VLM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,14 @@ class Config:
 
     vision: VisionConfig
     language: DecoderConfig
+
+    def __post_init__(self) -> None:
+        # The published layout states neither head size nor tower MLP width: it derives both.
+        seen, said = self.vision, self.language
+        if said.heads * said.head_dim != said.width:
+            raise ConfigError(f"{said.heads} heads of {said.head_dim} do not make the width {said.width}.")
+        if seen.mlp_width % seen.width:
+            raise ConfigError(f"vision MLP width {seen.mlp_width} is no whole multiple of the width {seen.width}.")
 
 
 def from_published(published: Mapping[str, Any]) -> Config:
@@ -42,13 +51,15 @@ def from_published(published: Mapping[str, Any]) -> Config:
     for key in ("type", "rope_type"):
         rope.require(key, "mrope", "default")
     width, heads = text.integer("hidden_size"), text.integer("num_attention_heads")
-    head_dim = text.get("head_dim", None) or width // heads
+    if width % heads:
+        raise ConfigError(f"config.json: hidden_size {width} is not divisible by num_attention_heads {heads}.")
+    text.require("head_dim", width // heads, None)
     language = DecoderConfig(
         width=width,
         depth=text.integer("num_hidden_layers"),
         heads=heads,
         kv_heads=text.integer("num_key_value_heads"),
-        head_dim=head_dim,
+        head_dim=width // heads,
         mlp_width=text.integer("intermediate_size"),
         vocab=text.integer("vocab_size"),
         eps=float(text.get("rms_norm_eps", 1e-5)),
@@ -108,7 +119,7 @@ def to_published(config: Config) -> dict[str, Any]:
             "depth": vision.depth,
             "embed_dim": vision.width,
             "hidden_size": language.width,
-            "mlp_ratio": vision.mlp_width / vision.width,
+            "mlp_ratio": vision.mlp_width // vision.width,
             "num_heads": vision.heads,
             "in_chans": vision.channels,
             "patch_size": vision.patch,
@@ -119,7 +130,13 @@ def to_published(config: Config) -> dict[str, Any]:
     }
 
 
-def build(config: Config) -> VLM:
+def build(config: Config) -> "VLM":
+    """The network; torch comes in here, so that reading a configuration does without."""
+    from foveal.adapter.merger import Merger
+    from foveal.families.vlm import VLM
+    from foveal.language.decoder import Decoder
+    from foveal.vision.vit import VisionTower
+
     vision, language = config.vision, config.language
     return VLM(
         vision=VisionTower(vision),
@@ -136,7 +153,7 @@ def processing(config: Config) -> Processing:
         chat=ChatML(default_system="You are a helpful assistant."),
         video=Frames(),
         boxes=TaggedBoxes(),
-        positions=MRope(section=config.language.section),
+        positions=MRope(),
     )
 
 
@@ -175,7 +192,7 @@ FAMILY = Family(
         "tiny": Config(
             vision=VisionConfig(width=32, depth=2, heads=2, mlp_width=64),
             language=DecoderConfig(
-                width=48,
+                width=64,
                 depth=3,
                 heads=4,
                 kv_heads=2,

@@ -1,0 +1,83 @@
+"""Finding the family of a checkpoint, and what a folder says of itself before any weight is read. No torch."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from foveal.core.config import read_json
+from foveal.core.errors import ConfigError, neighbours
+from foveal.families.base import Family
+from foveal.processing.processor import Processor
+
+
+@cache
+def families() -> Mapping[str, Family]:
+    """All families by name: the FAMILY of the module beside each name map in `foveal.families`, and entry
+    points of the group "foveal.families" from other packages."""
+    found: dict[str, Family] = {}
+    for path in sorted((resources.files("foveal.families") / "maps").iterdir(), key=lambda p: p.name):
+        name, _, kind = path.name.partition(".")
+        if kind == "map":
+            found[name] = importlib.import_module(f"foveal.families.{name}").FAMILY
+    for point in metadata.entry_points(group="foveal.families"):
+        family = point.load()
+        if not isinstance(family, Family):
+            raise ConfigError(f"entry point {point.name!r} gives a {type(family).__name__}, expected a Family.")
+        if family.name in found:
+            raise ConfigError(f"entry point {point.name!r} declares family {family.name!r}, which exists; rename it.")
+        found[family.name] = family
+    return found
+
+
+def family_of(published: Mapping[str, Any], where: str = "config.json") -> Family:
+    """The family that answers to a published configuration's `model_type`."""
+    kind = published.get("model_type")
+    known = {name: family for family in families().values() for name in family.reads}
+    if kind not in known:
+        if kind is None:
+            raise ConfigError(f"{where} has no 'model_type'; known: {', '.join(sorted(known))}.")
+        raise ConfigError(f"{where}: unknown model_type {kind!r}; {neighbours(str(kind), known)}")
+    return known[kind]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What a checkpoint folder says of itself before any weight is read."""
+
+    folder: Path
+    family: Family
+    config: Any
+    processor: Processor
+    generation: Mapping[str, Any]
+
+
+def describe(folder: Path) -> Described:
+    """Reads configuration, tokenizer and processing of a checkpoint folder; no weights."""
+    published = read_json(folder / "config.json")
+    family = family_of(published, str(folder / "config.json"))
+    config = family.from_published(published)
+    processor = Processor.from_folder(folder, family.processing(config), context_tokens=family.context(config))
+    _check_ids(published, processor)
+    path = folder / "generation_config.json"
+    return Described(
+        folder=folder,
+        family=family,
+        config=config,
+        processor=processor,
+        generation=read_json(path) if path.exists() else {},
+    )
+
+
+def _check_ids(published: Mapping[str, Any], processor: Processor) -> None:
+    """config.json and tokenizer must agree on the ids of the vision tokens."""
+    for key, wanted in processor.published_ids().items():
+        stated = published.get(key, wanted)
+        if key.endswith("token_id") and key.startswith(("image", "video", "vision")) and stated != wanted:
+            raise ConfigError(
+                f"config.json says {key} = {stated}, the tokenizer says {wanted}; "
+                "the files come from different models: take both from one."
+            )
