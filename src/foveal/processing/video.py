@@ -120,7 +120,7 @@ def open_video(
         for name, value in {"fps": fps, "nframes": nframes, "start_s": start_s, "end_s": end_s}.items():
             if value is not None:
                 raise InputError(f"{name} does not apply to a list of frames, which is taken whole; use sample_fps.")
-        rate = frames.fps if sample_fps is None else _positive("sample_fps", sample_fps)
+        rate = float(frames.fps) if sample_fps is None else _positive("sample_fps", sample_fps)
         count = _whole(len(source), frames)
         _check_count(count, len(source) if max_frames is None else max_frames, budget, frames)
         size = _first_size(source, budget)
@@ -227,7 +227,7 @@ def _choose(
     else:
         low = math.ceil(frames.min_frames / frames.multiple) * frames.multiple
         high = (frames.max_frames if max_frames is None else max_frames) // frames.multiple * frames.multiple
-        wish = total / native_fps * (frames.fps if fps is None else _positive("fps", fps))
+        wish = total / native_fps * (float(frames.fps) if fps is None else _positive("fps", fps))
         count = math.floor(min(max(wish, low), high, total) / frames.multiple) * frames.multiple
     if count == 0:  # fewer frames than a patch has
         return tuple([*range(first, last + 1)] + [last] * (frames.multiple - total)), native_fps
@@ -302,4 +302,4 @@ def _pictures(source: Sequence[Any] | np.ndarray, size: tuple[int, int], budget:
 def _positive(name: str, value: int | float) -> float:
     if not (value > 0 and math.isfinite(value)):
         raise InputError(f"{name}={value}; it must be above 0.")
-    return value
+    return float(value)

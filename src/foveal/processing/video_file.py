@@ -193,6 +193,8 @@ class VideoFile:
             tracks = [s for s in container.streams.video if not s.disposition & cover]
             if not tracks:
                 raise MediaError(f"{self._name} has no moving picture (only sound, or a cover).")
+            if tracks[0].codec_context is None:
+                raise MediaError(f"{self._name} is coded in a way that is not known; convert it to H.264 in MP4.")
             tracks[0].thread_type = "AUTO"
             tracks[0].codec_context.options = {"max_pixels": str(self._budget.image_px)}
             yield container, tracks[0]
