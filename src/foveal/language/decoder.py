@@ -1,52 +1,19 @@
 """The causal language model of the line: RMSNorm, grouped-query attention with rotary positions, SwiGLU."""
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from foveal.core.errors import ConfigError
 from foveal.core.shapes import Float, Int
 from foveal.language.cache import Cache
+from foveal.language.config import DecoderConfig
 from foveal.nn.attention import attend_cached, attend_packed
 from foveal.nn.keep import Keep
 from foveal.nn.mlp import GatedMLP
 from foveal.nn.norm import RMSNorm
 from foveal.nn.rope import Rotation, text_rotation
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """Sizes of a decoder. `section` splits the head_dim / 2 rotary frequencies among the position axes."""
-
-    width: int
-    depth: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_width: int
-    vocab: int
-    eps: float = 1e-6
-    theta: float = 1_000_000.0
-    section: tuple[int, ...] = (16, 24, 24)
-    qkv_bias: bool = True
-    tied: bool = False
-    context: int = 32768
-
-    def __post_init__(self) -> None:
-        if self.heads % self.kv_heads:
-            raise ConfigError(f"{self.heads} query heads cannot share {self.kv_heads} key heads; use a divisor.")
-        if 2 * sum(self.section) != self.head_dim:
-            raise ConfigError(
-                f"rotary section {list(self.section)} sums to {sum(self.section)}, "
-                f"expected half the head size {self.head_dim}."
-            )
-
-    @property
-    def cache_values(self) -> int:
-        """Numbers that the cache holds for one token over all layers."""
-        return 2 * self.depth * self.kv_heads * self.head_dim
 
 
 class Attention(nn.Module):
@@ -69,7 +36,7 @@ class Attention(nn.Module):
         if cache is None:
             return self.out(attend_packed(q, k, v, starts, causal=True).flatten(1))
         parts = []
-        for sequence, (a, b) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        for sequence, (a, b) in enumerate(itertools.pairwise(starts)):
             if a < b:
                 parts.append(attend_cached(q[a:b], *cache.write(self.layer, sequence, k[a:b], v[a:b])))
         return self.out(torch.cat(parts).flatten(1))
@@ -123,8 +90,8 @@ class Decoder(nn.Module):
             x = layer(x, rotation, starts, cache)
             if keep:
                 keep.offer(f"layers.{index}", x)
-        if cache:
-            cache.advance([b - a for a, b in zip(starts[:-1], starts[1:], strict=True)])
+        if cache is not None:
+            cache.advance([b - a for a, b in itertools.pairwise(starts)])
         x = self.norm(x)
         if keep:
             keep.offer("norm", x)

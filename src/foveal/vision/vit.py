@@ -4,54 +4,18 @@ One pre-norm block serves the towers of this line; a tower chooses norm, MLP and
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveal.core.errors import ConfigError
 from foveal.core.shapes import Float, Int64
 from foveal.nn.attention import attend_packed
 from foveal.nn.keep import Keep
 from foveal.nn.mlp import MLP, quick_gelu
 from foveal.nn.norm import LayerNorm
 from foveal.nn.rope import Rotation, grid_rotation
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisionConfig:
-    """Sizes of a packed vision transformer.
-
-    `patch`, `merge` and `temporal` count pixels, patches a side of a merged token, and frames of a patch.
-    """
-
-    width: int
-    depth: int
-    heads: int
-    mlp_width: int
-    patch: int = 14
-    merge: int = 2
-    temporal: int = 2
-    channels: int = 3
-    eps: float = 1e-6
-    theta: float = 10000.0
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads or (self.width // self.heads) % 4:
-            raise ConfigError(
-                f"vision width {self.width} over {self.heads} heads gives no head size divisible by 4, "
-                "which 2-D rotary positions need; change width or heads."
-            )
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def patch_values(self) -> int:
-        """Numbers in one patch row."""
-        return self.channels * self.temporal * self.patch**2
+from foveal.vision.config import VisionConfig
 
 
 class PatchEmbed(nn.Module):
@@ -143,9 +107,7 @@ def frame_starts(grids: Int64[np.ndarray, "N 3"]) -> list[int]:
     return [0, *np.cumsum(per_frame).tolist()]
 
 
-def merge_order(
-    grids: Int64[np.ndarray, "N 3"], merge: int
-) -> tuple[Int64[np.ndarray, "P"], Int64[np.ndarray, "P"]]:
+def merge_order(grids: Int64[np.ndarray, "N 3"], merge: int) -> tuple[Int64[np.ndarray, "P"], Int64[np.ndarray, "P"]]:
     """Row and column of every patch, in the published order: the patches of a merged token are neighbours."""
     rows, cols = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for frames, height, width in grids.tolist():

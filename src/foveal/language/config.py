@@ -1,0 +1,38 @@
+"""Sizes of language models. No torch, so that planning is quick."""
+
+from dataclasses import dataclass
+
+from foveal.core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Sizes of a decoder. `section` splits the head_dim / 2 rotary frequencies among the position axes."""
+
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    vocab: int
+    eps: float = 1e-6
+    theta: float = 1_000_000.0
+    section: tuple[int, ...] = (16, 24, 24)
+    qkv_bias: bool = True
+    tied: bool = False
+    context: int = 32768
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"{self.heads} query heads cannot share {self.kv_heads} key heads; use a divisor.")
+        if 2 * sum(self.section) != self.head_dim:
+            raise ConfigError(
+                f"rotary section {list(self.section)} sums to {sum(self.section)}, "
+                f"expected half the head size {self.head_dim}."
+            )
+
+    @property
+    def cache_values(self) -> int:
+        """Numbers that the cache holds for one token over all layers."""
+        return 2 * self.depth * self.kv_heads * self.head_dim
