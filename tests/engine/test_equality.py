@@ -5,13 +5,7 @@ import pytest
 import torch
 
 import foveal
-from tests.helpers import checkpoints, layouts
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    folder = checkpoints.write(checkpoints.oracle(seed=7), tmp_path_factory.mktemp("equality"))
-    return foveal.load(folder, dtype="float32", device="cpu")
+from tests.helpers import layouts
 
 
 def logits_by_step(vlm, batch, ids):
@@ -64,7 +58,8 @@ def test_cached_steps_equal_one_pass(vlm):
             **vars(batch),
             "tokens": np.concatenate([batch.tokens, ids[:-1]]),
             "positions": np.concatenate(
-                [batch.positions, np.tile(len(batch.tokens) + np.arange(len(ids) - 1) + batch.deltas[0], (3, 1))], axis=1
+                [batch.positions, np.tile(len(batch.tokens) + np.arange(len(ids) - 1) + batch.deltas[0], (3, 1))],
+                axis=1,
             ),
             "starts": batch.starts + np.array([0, len(ids) - 1]),
         }
