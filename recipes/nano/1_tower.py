@@ -1,48 +1,59 @@
-"""Stage 1: the tower and the merger learn to say, for every visual token, what is there and where.
+"""Stages 1 and 2: the tower and the merger learn to say, for every visual token, what is there and where.
 
-Command:  python recipes/nano/1_tower.py [steps]
+Command:  python recipes/nano/1_tower.py edges      # scenes, a short while: the picture's edges
+          python recipes/nano/1_tower.py pictures   # one thing in a small picture: names, cheaply
+          python recipes/nano/1_tower.py tower      # scenes: names and boxes of several things
 """
 
 import logging
 import sys
+from dataclasses import replace
 
 import numpy as np
 import torch
 from common import BUILD, WIDTH, SceneMaker, SceneSettings, compiled, feed, grid_of, patches_of, sprites, start_weights, tower
 
 from foveal.data.dense import class_names, dense_targets
-from foveal.train.checkpoint import append_json
+from foveal.train.checkpoint import append_json, read_checkpoint
 from foveal.train.dense import DenseHeads
 from foveal.train.loop import run
 from foveal.train.stage import Stage
 
-SETTINGS = SceneSettings(kinds=(0.15, 0.6, 0.25), objects=(2, 5), turn_deg=20, stretch=1.25, tint=0.22)
+SCENES = SceneSettings(kinds=(0.15, 0.6, 0.25), objects=(2, 5), turn_deg=20, stretch=1.25, tint=0.22)
+PICTURES = replace(SCENES, kinds=(1.0, 0.0, 0.0), side=(0.5, 0.6))
+RATES = (("vision.*", 1.5e-3), ("adapter.*", 1.5e-3), ("heads.*", 1.5e-3))
+STAGES = {
+    "edges": (Stage(name="edges", steps=1000, batch=32, trainable=RATES, warmup=300, floor=0.9), SCENES, None, None),
+    "pictures": (
+        Stage(name="pictures", steps=2500, batch=128, trainable=RATES, warmup=100, floor=0.3), PICTURES, (3, 3), "edges",
+    ),
+    "tower": (Stage(name="tower", steps=5000, batch=32, trainable=RATES, warmup=100), SCENES, None, "pictures"),
+}  # fmt: skip
+"""Stage, look of its scenes, its grid if it has only one, and the stage it goes on from."""
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
+    stage, settings, only, before = STAGES[sys.argv[1]]
+    if len(sys.argv) > 2:
+        stage = replace(stage, steps=int(sys.argv[2]))
+    steps = stage.steps
     torch.set_num_threads(1)
     pictures = sprites()
     names = class_names(pictures.names)
     index = {name: i for i, name in enumerate(names)}
-    stage = Stage(
-        name="tower",
-        steps=steps,
-        batch=32,
-        trainable=(("vision.*", 1.5e-3), ("adapter.*", 1.5e-3), ("heads.*", 1.5e-3)),
-        warmup=300,
-    )
     network = tower()
     network["heads"] = DenseHeads(WIDTH, len(names))
     start_weights(network, seed=1)
+    if before is not None:
+        take_over(network, BUILD / before / "last.safetensors")
     network.to(torch.bfloat16)
     compiled(network)
-    maker = SceneMaker(pictures, "train", SETTINGS, seed=1)
-    exam_maker = SceneMaker(pictures, "test", SceneSettings(), seed=99)
+    maker = SceneMaker(pictures, "train", settings, seed=10 + list(STAGES).index(stage.name))
+    exam_maker = SceneMaker(pictures, "test", settings if only else SceneSettings(), seed=99)
 
     def make(step: int):  # type: ignore[no-untyped-def]
-        scenes = [maker.make(step * stage.batch + i, grid=grid_of(step)) for i in range(stage.batch)]
+        scenes = [maker.make(step * stage.batch + i, grid=only or grid_of(step)) for i in range(stage.batch)]
         patches, grids = patches_of(scenes)
         return torch.from_numpy(patches).bfloat16(), grids, dense_targets(scenes, index)
 
@@ -50,7 +61,7 @@ def main() -> None:
         patches, grids, target = batch
         return network["heads"].loss(network["adapter"](network["vision"](patches, grids)), target)
 
-    exam = [exam_maker.make(i, grid=grid_of(i // 32)) for i in range(320)]
+    exam = [exam_maker.make(i, grid=only or grid_of(i // 32)) for i in range(320)]
 
     def grade(step: int) -> None:
         if step % 500 and step != steps:
@@ -63,11 +74,19 @@ def main() -> None:
                 _, figures = network["heads"].loss(tokens, dense_targets(exam[at : at + 32], index))
                 for key, value in figures.items():
                     sums.setdefault(key, []).append(value)
-        row = {"held_out": "tower", "step": step} | {k: round(float(np.mean(v)), 4) for k, v in sums.items()}
-        append_json(BUILD / "tower" / "log.jsonl", row)
+        row = {"held_out": stage.name, "step": step} | {k: round(float(np.mean(v)), 4) for k, v in sums.items()}
+        append_json(BUILD / stage.name / "log.jsonl", row)
         logging.info("%s", row)
 
-    run(stage, network, loss, lambda first: feed(make, first, steps), BUILD / "tower", on_step=grade)
+    run(stage, network, loss, lambda first: feed(make, first, steps), BUILD / stage.name, on_step=grade)
+
+
+def take_over(network: torch.nn.Module, path) -> None:  # type: ignore[no-untyped-def]
+    """Fills a network with the float32 weights of an earlier stage; every tensor must be there."""
+    kept, _ = read_checkpoint(path)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(kept[f"master/{name}"])
 
 
 if __name__ == "__main__":

@@ -55,8 +55,7 @@ class Feed(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
 
 def _worker(_: int) -> None:
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    os.nice(5)
+    os.sched_setaffinity(0, [(os.cpu_count() or 1) - 1])  # the last core; training has the first
     torch.set_num_threads(1)
 
 
@@ -102,4 +101,4 @@ def start_weights(module: torch.nn.Module, seed: int) -> None:
                 parameter.fill_(1.0)
 
 
-__all__ = ["Kind", "SceneMaker", "SceneSettings"]
+

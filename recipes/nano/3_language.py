@@ -1,0 +1,139 @@
+"""Stages 2 to 4: the language model learns to read the visual tokens, then everything learns together.
+
+Command:  python recipes/nano/3_language.py align   # tower fixed; simple scenes
+          python recipes/nano/3_language.py joint   # everything; scenes as in the test
+"""
+
+import logging
+import sys
+from dataclasses import replace
+
+import numpy as np
+import torch
+from common import BUILD, WIDTH, SceneMaker, SceneSettings, compiled, feed, grid_of, sprites, start_weights
+from model import answer_loss, cut, learned_places, messages, network, processor
+
+from foveal.core.packed import join
+from foveal.data.dense import class_names, dense_targets
+from foveal.data.questions import Questioner
+from foveal.data.sprites import read_names
+from foveal.train.checkpoint import append_json, read_checkpoint
+from foveal.train.dense import DenseHeads
+from foveal.train.loop import run
+from foveal.train.stage import Stage
+
+LENGTH = 160
+SCENES = SceneSettings(
+    kinds=(0.2, 0.5, 0.3), objects=(2, 4), turn_deg=20, stretch=1.25, tint=0.22, shape_share=0.12
+)
+STAGES = {
+    "align": (
+        Stage(
+            name="align", steps=5000, batch=8, warmup=200, floor=0.3,
+            trainable=(("vlm.vision.*", None), ("vlm.adapter.*", None), ("vlm.language.*", 1.5e-3), ("heads.*", None)),
+        ),
+        replace(SCENES, kinds=(0.4, 0.4, 0.2), objects=(2, 3)),
+        "tower",
+    ),
+    "joint": (
+        Stage(
+            name="joint", steps=9000, batch=16, warmup=200,
+            trainable=(("vlm.vision.*", 5e-4), ("vlm.adapter.*", 5e-4), ("vlm.language.*", 8e-4), ("heads.*", 5e-4)),
+        ),
+        SCENES,
+        "align",
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    stage, settings, before = STAGES[sys.argv[1]]
+    if len(sys.argv) > 2:
+        stage = replace(stage, steps=int(sys.argv[2]))
+    torch.set_num_threads(1)
+    pictures = sprites()
+    names = class_names(pictures.names)
+    index = {name: i for i, name in enumerate(names)}
+    whole = torch.nn.ModuleDict({"vlm": network(), "heads": DenseHeads(WIDTH, len(names))})
+    start_weights(whole, seed=2)
+    kept, _ = read_checkpoint(BUILD / before / "last.safetensors")
+    whole.to(torch.bfloat16)
+    load_masters(whole, kept, from_tower=before == "tower")
+    compiled(whole)
+    reader = processor()
+    plurals = {n.name: n.plural for n in read_names()}
+    asker = Questioner(plurals)
+    maker = SceneMaker(pictures, "train", settings, seed=2 if stage.name == "align" else 3)
+    freeze = stage.name == "align"
+
+    def conversation(scene, random):  # type: ignore[no-untyped-def]
+        first = random.random() < 0.1
+        questions = asker.conversation(random, scene, 7)
+        pack = cut(reader.process(messages(scene, questions, first), generate=False), LENGTH)
+        while pack is None:
+            questions += asker.conversation(random, scene, 6)
+            pack = cut(reader.process(messages(scene, questions, first), generate=False), LENGTH)
+        return pack
+
+    def make(step: int):  # type: ignore[no-untyped-def]
+        scenes, packs = [], []
+        for i in range(stage.batch):
+            number = step * stage.batch + i
+            scenes.append(maker.make(number, grid=grid_of(step)))
+            packs.append(conversation(scenes[-1], np.random.default_rng([5, number])))
+        return join(packs), dense_targets(scenes, index)
+
+    def loss(batch):  # type: ignore[no-untyped-def]
+        pack, target = batch
+        value, visual, figures = answer_loss(whole["vlm"], pack)
+        if not freeze:
+            dense, more = whole["heads"].loss(visual, target)
+            value = value + 0.15 * dense
+            figures |= {k: more[k] for k in ("named", "box_error")}
+        return value, figures
+
+    exam_maker = SceneMaker(pictures, "test", SceneSettings(), seed=98)
+    exam_asker = Questioner(plurals, "test")
+    exam = [exam_maker.make(i) for i in range(160)]
+
+    def grade(step: int) -> None:
+        if step % 1000 and step != stage.steps:
+            return
+        sums: dict[str, list[float]] = {}
+        random = np.random.default_rng(1)
+        with torch.no_grad():
+            for scene in exam:
+                for question in asked(exam_asker, random, scene):
+                    pack = reader.process(messages(scene, [question]), generate=False)
+                    places = learned_places(pack)
+                    scores = whole["vlm"](pack, at=places).logits
+                    same = (scores.argmax(-1).numpy() == pack.tokens[places + 1]).all()
+                    sums.setdefault(question.kind, []).append(float(same))
+        row = {"held_out": "token by token", "step": step} | {k: round(float(np.mean(v)), 3) for k, v in sums.items()}
+        append_json(BUILD / stage.name / "log.jsonl", row)
+        logging.info("%s", row)
+
+    run(stage, whole, loss, lambda first: feed(make, first, stage.steps), BUILD / stage.name, on_step=grade)
+
+
+def asked(asker, random, scene):  # type: ignore[no-untyped-def]
+    """One question of each kind that the scene gives occasion for."""
+    found = (asker.ask(kind, random, scene) for kind in asker._ask)
+    return [q for q in found if q is not None]
+
+
+def load_masters(whole, kept, *, from_tower: bool) -> None:  # type: ignore[no-untyped-def]
+    """Takes over the float32 weights of the stage before; what it froze it took from the stage before that."""
+    found = 0
+    for name, parameter in whole.named_parameters():
+        old = name.removeprefix("vlm.") if from_tower else name
+        if f"master/{old}" in kept:
+            found += 1
+            with torch.no_grad():
+                parameter.copy_(kept[f"master/{old}"])
+    logging.info("%d tensors taken over", found)
+
+
+if __name__ == "__main__":
+    main()

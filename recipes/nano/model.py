@@ -1,0 +1,112 @@
+"""Nano's network and processing, and conversations about scenes as packed batches."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from common import BUILD, GRID, VISION, WIDTH
+from PIL import Image
+
+from foveal.core.packed import Packed, Run, Span, join
+from foveal.data.questions import Question
+from foveal.data.scenes import Scene
+from foveal.families.qwen2_vl import FAMILY, Config
+from foveal.families.vlm import VLM
+from foveal.language.decoder import DecoderConfig
+from foveal.processing.processor import Processor
+from foveal.processing.tokens import Tokenizer
+
+VOCABULARY = 1728
+"""Rows of the embedding: the tokenizer's 1703 entries, rounded up to a multiple of 64."""
+
+LANGUAGE = DecoderConfig(
+    width=WIDTH,
+    depth=5,
+    heads=4,
+    kv_heads=2,
+    head_dim=64,
+    mlp_width=704,
+    vocab=VOCABULARY,
+    # Published models use 1,000,000, which leaves the width axis turns of under 0.0002 a column. Pictures of
+    # 8 columns need larger ones.
+    theta=20.0,
+    section=(8, 12, 12),
+    tied=True,
+    context=2048,
+)
+CONFIG = Config(vision=VISION, language=LANGUAGE)
+
+
+def processor() -> Processor:
+    made = FAMILY.processing(CONFIG)
+    return Processor(
+        tokenizer=Tokenizer.from_file(BUILD / "tokenizer.json"),
+        processing=replace(made, resize=GRID),
+        context_tokens=LANGUAGE.context,
+    )
+
+
+def network() -> VLM:
+    return FAMILY.build(CONFIG)
+
+
+def messages(scene: Scene, questions: Sequence[Question], text_first: bool = False) -> list[dict]:
+    """A conversation: the picture with the first question (after it when `text_first`), then the others."""
+    turns = []
+    for number, question in enumerate(questions):
+        content: list[dict] = [{"type": "text", "text": question.text}]
+        if number == 0:
+            picture = {"type": "image", "image": Image.fromarray(scene.image)}
+            content = [*content, picture] if text_first else [picture, *content]
+        turns.append({"role": "user", "content": content})
+        answer = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "box", "box": part}
+            for part in question.answer
+        ]
+        turns.append({"role": "assistant", "content": answer})
+    return turns
+
+
+def cut(pack: Packed, length: int) -> Packed | None:
+    """The first `length` tokens of a pack of one sequence; None when it has fewer.
+
+    Equal lengths let a step's conversations attend as one batch.
+    """
+    if len(pack.tokens) < length:
+        return None
+    return replace(
+        pack,
+        tokens=pack.tokens[:length],
+        positions=pack.positions[:, :length],
+        starts=np.array([0, length], np.int64),
+        runs=tuple(Run(start=r.start, length=r.length, medium=r.medium) for r in pack.runs),
+        spans=tuple(
+            Span(start=s.start, stop=min(s.stop, length), role=s.role, learned=s.learned)
+            for s in pack.spans
+            if s.start < length
+        ),
+    )
+
+
+def learned_places(pack: Packed) -> np.ndarray:
+    """Tokens after which a learned token comes."""
+    starts = set(pack.starts[:-1].tolist())
+    rows = [i - 1 for s in pack.spans if s.learned for i in range(s.start, s.stop) if i not in starts]
+    return np.array(rows, np.int64)
+
+
+def answer_loss(vlm: VLM, pack: Packed) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+    """Cross-entropy of the answers' tokens; the visual tokens; and figures."""
+    places = learned_places(pack)
+    out = vlm(pack, keep=("adapter",), at=places)
+    wanted = torch.from_numpy(pack.tokens[places + 1])
+    scores = out.logits.float()
+    value = F.cross_entropy(scores, wanted)
+    right = (scores.argmax(-1) == wanted).float().mean().item()
+    return value, out.kept["adapter"], {"answer_loss": value.item(), "answer_tokens": right}
+
+
+
