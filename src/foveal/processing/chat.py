@@ -60,6 +60,11 @@ class ChatML:
         """The tokens that stand for one visual token of an image and of a video."""
         return self.image[1], self.video[1]
 
+    @property
+    def _frames(self) -> tuple[SpecialSegment, ...]:
+        """The tokens around media, which are shown and never said."""
+        return tuple(SpecialSegment(name=n) for n in (self.image[0], self.image[2], self.video[0], self.video[2]))
+
     def render(self, messages: Sequence[Message], *, boxes: BoxWriter, generate: bool) -> list[Segment]:
         """Segments of a conversation. What the assistant said, with the token that ends its turn, is learned."""
         segments: list[Segment] = []
@@ -110,8 +115,8 @@ class ChatML:
         yield SpecialSegment(name=self.start, role=message.role, turn=turn)
         yield TextSegment(text=f"{message.role}\n", role=message.role, turn=turn)
         for segment in (*content, SpecialSegment(name=self.end)):
-            visual = isinstance(segment, MediumSegment)
-            yield replace(segment, role=message.role, turn=turn, learned=learned and not visual)
+            shown = isinstance(segment, MediumSegment) or segment in self._frames
+            yield replace(segment, role=message.role, turn=turn, learned=learned and not shown)
         yield TextSegment(text="\n", role=message.role, turn=turn)
 
     def _content(self, message: Message, boxes: BoxWriter, counter: "_Counter") -> Iterator[Segment]:

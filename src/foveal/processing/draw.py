@@ -60,7 +60,7 @@ def colour_of(label: str) -> Colour:
     return _COLOURS[sum(label.encode("utf-8", "replace")) % len(_COLOURS)]
 
 
-def _pixels(corners: Sequence[float], size: tuple[int, int]) -> Rectangle:
+def _pixels(corners: Sequence[int | float], size: tuple[int, int]) -> Rectangle:
     """Corners as whole pixels of the picture, at least one of them."""
     edges = []
     for near, far, end in zip(corners[:2], corners[2:], size, strict=True):

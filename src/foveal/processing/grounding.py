@@ -78,9 +78,7 @@ def parse(answer: Sequence[Segment], style: BoxStyle, view: ImageView | None, im
 
 # Four numbers of at most six digits before the point: bounded repeats, so matching takes linear time.
 _NUMBER = r"\s{0,9}([+-]?\d{1,6}(?:\.\d{1,9})?)\s{0,9}"
-_CORNERS = re.compile(
-    rf"\s{{0,9}}\({_NUMBER},{_NUMBER}\)\s{{0,9}},?\s{{0,9}}\({_NUMBER},{_NUMBER}\)\s{{0,9}}", re.ASCII
-)
+_CORNERS = re.compile(rf"\s{{0,9}}\({_NUMBER},{_NUMBER}\)\s{{0,9}},?\s{{0,9}}\({_NUMBER},{_NUMBER}\)", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,14 +187,14 @@ class TagReader:
         if self.inside is None:
             return
         content, self.inside = "".join(self.inside), None
-        found = _CORNERS.fullmatch(content) if closed else _CORNERS.match(content)
+        found = _CORNERS.fullmatch(content.rstrip()) if closed else _CORNERS.match(content)
         if found is None:
             if content:
                 self.broken.append(content)
                 self._say(content)
             return
         self._add(tuple(float(n) for n in found.groups()), () if closed else ("unclosed",))
-        if content[found.end() :]:
+        if not closed and content[found.end() :]:
             self._say(content[found.end() :])
 
     def _add(self, corners: tuple[float, ...], flags: tuple[str, ...]) -> None:
