@@ -78,7 +78,7 @@ def test_sampling_does_not_depend_on_neighbours(vlm):
 
 def test_vision_pads_are_never_said(vlm):
     batch = vlm.process("What is in this picture?")
-    said = {i for seed in range(20) for i in vlm.generate(batch, max_tokens=60, temperature=5.0, seed=seed)[0]}
+    said = {i for seed in range(8) for i in vlm.generate(batch, max_tokens=40, temperature=5.0, seed=seed)[0]}
     pads = {vlm.processor.tokenizer.special(f"<|{kind}_pad|>") for kind in ("image", "video", "vision")}
-    assert len(said) > 300
+    assert len(said) > 150
     assert not said & pads
