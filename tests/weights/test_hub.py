@@ -66,6 +66,16 @@ def test_a_hub_name_is_fetched_without_pickles_and_code(monkeypatch: pytest.Monk
     assert not [p for p in PATTERNS if p.endswith((".bin", ".pt", ".py"))]
 
 
+def test_planning_fetches_no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    asked: list[str] = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda **o: asked.extend(o["allow_patterns"]) or str(tmp_path)
+    )
+    locate(MODEL, weights=False)
+    assert "*.json" in asked
+    assert "*.safetensors" not in asked
+
+
 class Answer:
     """As much of an HTTP answer as the hub's errors look at."""
 

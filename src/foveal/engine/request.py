@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-import torch
-
 from foveal.core.config import from_mapping
 from foveal.core.errors import ConfigError, InputError, neighbours
 
@@ -109,6 +107,8 @@ class Generation:
     finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:
+        import torch  # late, so that options can be read and checked without it
+
         self.random = torch.Generator()
         if self.sampling.seed is None:
             self.seed = self.random.seed()

@@ -24,6 +24,7 @@ class Family:
         to_published: configuration -> config.json in the official layout.
         build: configuration -> network; honours an enclosing `torch.device("meta")`.
         processing: configuration -> the family's processing declaration.
+        parameters: configuration -> numbers that each part learns, by the part's name.
         sizes: configurations of the released models by name, and "tiny" for tests.
         context: configuration -> tokens that fit into the model's context.
     """
@@ -35,6 +36,7 @@ class Family:
     to_published: Callable[[Any], dict[str, Any]]
     build: "Callable[[Any], nn.Module]"
     processing: Callable[[Any], Processing]
+    parameters: Callable[[Any], Mapping[str, int]]
     sizes: Mapping[str, Any]
     context: Callable[[Any], int]
 

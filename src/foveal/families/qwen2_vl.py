@@ -157,6 +157,14 @@ def processing(config: Config) -> Processing:
     )
 
 
+def parameters(config: Config) -> dict[str, int]:
+    """Numbers that each part learns."""
+    vision, language = config.vision, config.language
+    joined = vision.width * vision.merge**2
+    adapter = 2 * vision.width + (joined + 1) * joined + (joined + 1) * language.width
+    return {"vision": vision.parameters, "adapter": adapter, "language": language.parameters}
+
+
 TOWER = VisionConfig(width=1280, depth=32, heads=16, mlp_width=5120)
 
 
@@ -184,6 +192,7 @@ FAMILY = Family(
     to_published=to_published,
     build=build,
     processing=processing,
+    parameters=parameters,
     context=lambda config: config.language.context,
     sizes={
         "2b": _size(1536, 28, 12, 2, 8960, 151936, tied=True),

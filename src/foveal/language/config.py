@@ -36,3 +36,22 @@ class DecoderConfig:
     def cache_values(self) -> int:
         """Numbers that the cache holds for one token over all layers."""
         return 2 * self.depth * self.kv_heads * self.head_dim
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that the decoder learns; a tied head is the embedding and counts once."""
+        d, q, kv = self.width, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = (q + 2 * kv) * (d + self.qkv_bias) + q * d
+        layer = 2 * d + attention + 3 * d * self.mlp_width
+        return (1 if self.tied else 2) * self.vocab * d + self.depth * layer + d
+
+    def work_bytes(self, tokens: int, item_bytes: int) -> int:
+        """Peak memory of the intermediate results of a prefill without gradients, weights and cache aside.
+
+        The widest place is either a layer's MLP (the embeddings, the layer's input twice, the norm's output,
+        and three results of the hidden width) or the end of attention (queries, their rotation and the
+        result; keys and values), with the cosines and sines of all tokens.
+        """
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        widest = max(4 * self.width + 3 * self.mlp_width, 4 * self.width + 3 * q + 2 * kv)
+        return tokens * item_bytes * (widest + 2 * self.head_dim)

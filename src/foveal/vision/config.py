@@ -38,3 +38,22 @@ class VisionConfig:
     def patch_values(self) -> int:
         """Numbers in one patch row."""
         return self.channels * self.temporal * self.patch**2
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that the tower learns: the patch map, and per block two norms, attention and MLP with biases."""
+        d, f = self.width, self.mlp_width
+        block = 2 * 2 * d + (d + 1) * 3 * d + (d + 1) * d + (d + 1) * f + (f + 1) * d
+        return self.patch_values * d + self.depth * block
+
+    def work_bytes(self, patches: int, item_bytes: int) -> int:
+        """Peak memory of the intermediate results of a forward pass without gradients, weights and input aside.
+
+        The widest place is a block's MLP (its input twice, the norm's output, and three results of the hidden
+        width), the rotation of the keys, which is computed in float32, or the input in the weights' type.
+        """
+        entry = item_bytes * (self.width + (self.patch_values if item_bytes != 4 else 0))
+        mlp = item_bytes * (3 * self.width + 3 * self.mlp_width)
+        rotation = item_bytes * 4 * self.width + 4 * 4 * self.width
+        angles = 4 * 2 * self.head_dim
+        return patches * (max(mlp, rotation, entry) + angles)

@@ -12,11 +12,12 @@ PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.tiktoken")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
 
 
-def locate(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+def locate(name: str | os.PathLike[str], revision: str | None = None, *, weights: bool = True) -> Path:
     """The folder of the model called `name`: a folder of this machine, or `owner/name` on the hub.
 
     Args:
         revision: branch, tag or commit of a hub model; the hub's default when None.
+        weights: whether the weights are fetched too; without them a few small files are enough.
 
     Hub models are kept in huggingface_hub's cache; with HF_HUB_OFFLINE=1 only the cache is used. Raises
     `HubError` that says where it looked and what to do.
@@ -34,17 +35,17 @@ def locate(name: str | os.PathLike[str], revision: str | None = None) -> Path:
             f"{text!r} is no folder here and no name on the hub; pass an existing folder, "
             "or owner/name such as Qwen/Qwen2-VL-2B-Instruct."
         )
-    return _from_hub(text, revision)
+    return _from_hub(text, revision, [p for p in PATTERNS if weights or p != "*.safetensors"])
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(name: str, revision: str | None, patterns: list[str]) -> Path:
     # Imported late: it takes a while, and most models are folders.
     import huggingface_hub
     from huggingface_hub import constants, errors
 
     what = name if revision is None else f"{name} at revision {revision!r}"
     try:
-        return Path(huggingface_hub.snapshot_download(repo_id=name, revision=revision, allow_patterns=list(PATTERNS)))
+        return Path(huggingface_hub.snapshot_download(repo_id=name, revision=revision, allow_patterns=patterns))
     except errors.GatedRepoError:
         problem = "the hub gives it out only after its terms were accepted: accept them on its page, then log in"
     except errors.RevisionNotFoundError:
