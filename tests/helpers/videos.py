@@ -23,8 +23,8 @@ def number_of(frame, near=0):
     return shown + 37 * round((near - shown) / 37)
 
 
-def video(count, fps=30, size=(64, 48), container="mp4", codec="libx264", keyframes=10, times_s=None):
-    """Bytes of a video. `times_s` gives each frame's own time (variable rate)."""
+def video(count, fps=30, size=(64, 48), container="mp4", codec="libx264", keyframes=10, times_s=None, noise=False):
+    """Bytes of a video. `times_s` gives each frame's own time (variable rate); `noise` makes it hard to compress."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         track = output.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
@@ -41,6 +41,8 @@ def video(count, fps=30, size=(64, 48), container="mp4", codec="libx264", keyfra
             track.codec_context.time_base = Fraction(1, 1000)
         for number in range(count):
             pixels = np.full((size[1], size[0], 3), level(number), np.uint8)
+            if noise:
+                pixels = np.random.default_rng(number).integers(0, 256, pixels.shape, dtype=np.uint8)
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             if times_s is not None:
                 frame.pts, frame.time_base = round(times_s[number] * 1000), Fraction(1, 1000)

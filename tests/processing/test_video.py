@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tests.helpers.videos import CONTAINERS, level, number_of, sound_only, turned, video
 
 from foveal.core.errors import BudgetError, ConfigError, InputError, MediaError, MissingExtraError
 from foveal.core.media import MediaBudget
 from foveal.processing import video_file
 from foveal.processing.resize import PatchGrid
 from foveal.processing.video import Frames, frame_size, open_video, plan_frames
+from tests.helpers.videos import CONTAINERS, level, number_of, sound_only, turned, video
 
 BUDGET = MediaBudget()
 FRAMES = Frames()
@@ -84,8 +84,9 @@ def test_variable_rate_gives_true_times():
     assert part.times_s == pytest.approx([1.0, 2.0, 2.1, 5.0], abs=1e-3)
 
 
-def test_only_wanted_frames_are_decoded(monkeypatch):
-    data = video(600, 30, keyframes=10)
+@pytest.mark.parametrize(("container", "codec"), CONTAINERS)
+def test_only_wanted_frames_are_decoded(monkeypatch, container, codec):
+    data = video(600, 30, keyframes=10, container=container, codec=codec)
     decoded = 0
     honest = video_file.VideoFile._forward
 
@@ -311,7 +312,7 @@ def test_lists_of_frames(tmp_path):
         ([Image.new("RGB", (9, 9))] * 3, {"nframes": 2}, InputError, "nframes does not apply"),
         ([Image.new("RGB", (9, 9))] * 3, {"fps": 2}, InputError, "fps does not apply"),
         ([Image.new("RGB", (9, 9))] * 3, {"start_s": 1}, InputError, "start_s does not apply"),
-        ([Image.new("RGB", (9, 9))] * 6, {"max_frames": 4}, InputError, "max_frames is 4"),
+        ([Image.new("RGB", (9, 9))] * 6, {"max_frames": 4}, InputError, "max_frames=4"),
         ([Image.new("RGB", (9, 9))] * 3, {"sample_fps": 0}, InputError, "above 0"),
         ([Image.new("RGB", (9, 9))] * 770, {}, BudgetError, "the budget is 768"),
         (["nowhere.png"], {}, MediaError, "does not exist"),
@@ -371,7 +372,17 @@ def test_cut_mp4(part):
         open_video(data[: int(len(data) * part)], frames=FRAMES, budget=BUDGET)
 
 
-def test_damaged_in_the_middle_never_hangs_or_leaks_a_foreign_error():
+@pytest.mark.parametrize(("container", "codec"), [("mp4", "libx264"), ("avi", "mpeg4")])
+def test_damage_in_the_middle_is_noticed(container, codec):
+    rng = np.random.default_rng(0)
+    data = bytearray(video(60, 30, size=(160, 120), container=container, codec=codec, noise=True))
+    at = len(data) // 2
+    data[at : at + 300] = rng.integers(0, 256, 300, dtype=np.uint8).tobytes()
+    with pytest.raises(MediaError, match="damaged"):
+        open_video(bytes(data), frames=FRAMES, budget=BUDGET, fps=30)
+
+
+def test_damage_anywhere_never_hangs_or_leaks_a_foreign_error():
     rng = np.random.default_rng(0)
     for container, codec in CONTAINERS:
         data = video(20, 10, container=container, codec=codec)

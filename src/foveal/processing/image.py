@@ -28,8 +28,8 @@ def upright_rgb(picture: Image.Image, name: str = "the picture") -> Image.Image:
 
     - Any transparency (alpha channel, transparent palette entry or colour key) lies on white.
     - 16-bit grey is scaled, 0..65535 to 0..255. The published processors cut it at 255 instead,
-      which turns most such pictures white: a deliberate difference. 16-bit colour is scaled by
-      Pillow when it decodes.
+      which turns most such pictures white: a deliberate difference. Of 16-bit colour Pillow keeps
+      the upper byte when it decodes.
     - Floating-point pictures must lie in 0..1.
     - CMYK and the like are converted by Pillow without a colour profile, as published processors do.
 

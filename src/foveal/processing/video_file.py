@@ -6,12 +6,12 @@ file has no usable time stamps, every frame is decoded and counted instead. Noth
 frame at hand.
 """
 
-import itertools
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedIOBase
+from itertools import pairwise
 from typing import Any
 
 from PIL import Image
@@ -40,7 +40,7 @@ class FrameIndex:
     Attributes:
         times_s: time of each frame in seconds, strictly rising, from 0 on.
         stamps: its time stamp in the file's own units; empty where frames are told apart by counting.
-        entries: stamps of the frames where decoding can start.
+        entries: numbers of the frames where decoding can start.
         fps: average frames per second.
     """
 
@@ -51,53 +51,55 @@ class FrameIndex:
 
 
 class VideoFile:
-    """An encoded video, open for reading. `size` is (width, height) as displayed, after rotation."""
+    """An encoded video, open for reading.
+
+    Attributes:
+        name: how messages call it.
+        size: (width, height) in pixels as displayed, after rotation.
+    """
 
     def __init__(self, stream: BufferedIOBase, name: str, budget: MediaBudget):
         """Reads the header. Raises `MediaError`, `BudgetError` or, without PyAV, `MissingExtraError`."""
-        self._stream, self._name, self._budget = stream, name, budget
+        self._stream, self.name, self._budget = stream, name, budget
         self._av = _library()
         with self._opened() as (container, video):
             self._check(container, video)
-            coded = video.codec_context.width, video.codec_context.height
             self._rate = float(video.average_rate or video.guessed_rate or 0)
-        self._turn = 0
-        self.size = coded
         first = next(self._decoded(), None)
         if first is None:
             raise MediaError(f"{name} holds no frame that can be decoded.")
         self._turn = first.rotation % 360
-        self.size = (first.width, first.height) if self._turn % 180 == 0 else (first.height, first.width)
+        self.size = (first.height, first.width) if self._turn in (90, 270) else (first.width, first.height)
 
     def index(self) -> FrameIndex:
         """Every frame's time, from the packets; from decoding where the packets do not say."""
         stamps: list[int | None] = []
-        entries: list[int] = []
-        declared = 0
+        keys: list[int] = []
+        packets = 0
+        limit = self._budget.video_s * _FASTEST_FPS
         with self._opened() as (container, video):
             base = float(video.time_base or 0)
-            declared = video.frames if "mp4" in container.format.name else 0
-            limit = self._budget.video_s * _FASTEST_FPS
-            packets = 0
+            declared = video.frames if "mp4" in container.format.name else 0  # elsewhere it is an estimate
             for packet in container.demux(video):
-                if not packet.size:
-                    continue
+                if packet.dts is None and not packet.size:
+                    continue  # the end
                 packets += 1
                 if packets > limit:
-                    raise BudgetError(f"{self._name} has more than {limit:,.0f} frames; cut it, or raise video_s.")
+                    raise BudgetError(f"{self.name} has more than {limit:,.0f} frames; cut it, or raise video_s.")
                 if packet.is_corrupt:
-                    raise MediaError(f"{self._name} is cut off or damaged after {packets - 1} frames.")
-                if packet.is_discard:
+                    raise MediaError(f"{self.name} is cut off or damaged after {packets - 1} frames.")
+                if packet.is_discard or not packet.size:
                     continue
                 stamps.append(packet.pts)
                 if packet.is_keyframe and packet.pts is not None:
-                    entries.append(packet.pts)
+                    keys.append(packet.pts)
         if packets < declared:
-            raise MediaError(f"{self._name} is cut off: it has {packets} of {declared} frames. Copy it again.")
+            raise MediaError(f"{self.name} is cut off: it has {packets} of {declared} frames. Copy it again.")
         known = sorted(s for s in stamps if s is not None)
         if not base or len(known) < len(stamps) or len(set(known)) < len(known) or not known:
             return self.counted()
-        return self._index([s * base for s in known], tuple(known), tuple(sorted(entries)))
+        entries = tuple(bisect_left(known, key) for key in sorted(keys))
+        return self._index([s * base for s in known], tuple(known), entries)
 
     def counted(self) -> FrameIndex:
         """Every frame's time, from decoding them all: slow, but sure."""
@@ -105,8 +107,8 @@ class VideoFile:
         for frame in self._decoded():
             times.append(len(times) / (self._rate or 25.0) if frame.time is None else frame.time)
             if len(times) > self._budget.video_s * _FASTEST_FPS:
-                raise BudgetError(f"{self._name} has more than {len(times):,} frames; cut it, or raise video_s.")
-        if any(b <= a for a, b in itertools.pairwise(times)):
+                raise BudgetError(f"{self.name} has more than {len(times):,} frames; cut it, or raise video_s.")
+        if any(b <= a for a, b in pairwise(times)):
             times = [k / (self._rate or 25.0) for k in range(len(times))]
         return self._index(times)
 
@@ -129,11 +131,11 @@ class VideoFile:
         found = 0
         for frame in self._counting(wanted) if not index.stamps else self._jumping(index, wanted):
             if frame.is_corrupt:
-                raise MediaError(f"{self._name}: the frame at {index.times_s[wanted[found]]:.2f} s is damaged.")
+                raise MediaError(f"{self.name}: the frame at {index.times_s[wanted[found]]:.2f} s is damaged.")
             found += 1
             yield self._picture(frame)
         if found < len(wanted):
-            raise UnexpectedFramesError(f"{self._name} is damaged: {len(wanted) - found} of its frames are missing.")
+            raise UnexpectedFramesError(f"{self.name} is damaged: {len(wanted) - found} of its frames are missing.")
 
     def _counting(self, wanted: Sequence[int]) -> Iterator[Any]:
         left = set(wanted)
@@ -146,17 +148,16 @@ class VideoFile:
 
     def _jumping(self, index: FrameIndex, wanted: Sequence[int]) -> Iterator[Any]:
         with self._opened() as (container, video):
-            frames, at = container.decode(video), index.stamps[0] - 1
+            frames, last = container.decode(video), -1
             for number in wanted:
-                stamp = index.stamps[number]
-                entry = bisect_right(index.entries, stamp) - 1
-                if entry >= 0 and index.entries[entry] > at + 1:
-                    container.seek(index.entries[entry], stream=video)
+                entry = bisect_right(index.entries, number) - 1
+                if entry >= 0 and index.entries[entry] > last + 1:
+                    container.seek(index.stamps[index.entries[entry]], stream=video)
                     frames = container.decode(video)
-                frame = self._forward(frames, stamp)
+                frame = self._forward(frames, index.stamps[number])
                 if frame is None:
                     return
-                at = stamp
+                last = number
                 yield frame
 
     @staticmethod
@@ -185,16 +186,20 @@ class VideoFile:
             self._guarded(),
             self._av.open(
                 self._stream,
-                options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"},
+                options={
+                    "format_whitelist": _CONTAINERS,
+                    "codec_whitelist": ",".join(sorted(_DECODERS)),
+                    "protocol_whitelist": "none",
+                },
                 metadata_errors="replace",
             ) as container,
         ):
             cover = self._av.stream.Disposition.attached_pic
             tracks = [s for s in container.streams.video if not s.disposition & cover]
             if not tracks:
-                raise MediaError(f"{self._name} has no moving picture (only sound, or a cover).")
+                raise MediaError(f"{self.name} has no moving picture (only sound, or a cover).")
             if tracks[0].codec_context is None:
-                raise MediaError(f"{self._name} is coded in a way that is not known; convert it to H.264 in MP4.")
+                raise MediaError(f"{self.name} is coded in a way that is not known; convert it to H.264 in MP4.")
             tracks[0].thread_type = "AUTO"
             tracks[0].codec_context.options = {"max_pixels": str(self._budget.image_px)}
             yield container, tracks[0]
@@ -202,10 +207,10 @@ class VideoFile:
     def _check(self, container: Any, video: Any) -> None:
         width, height, decoder = video.codec_context.width, video.codec_context.height, video.codec_context.name
         if decoder not in _DECODERS:
-            raise MediaError(f"{self._name} is coded as {decoder}, which is not read; convert it to H.264 in MP4.")
+            raise MediaError(f"{self.name} is coded as {decoder}, which is not read; convert it to H.264 in MP4.")
         if width * height > self._budget.image_px:
             raise BudgetError(
-                f"{self._name} has frames of {width} x {height} px; the budget is {self._budget.image_px:,} px. "
+                f"{self.name} has frames of {width} x {height} px; the budget is {self._budget.image_px:,} px. "
                 "Make it smaller or raise MediaBudget.image_px."
             )
         if container.duration is not None and container.duration / 1e6 > self._budget.video_s:
@@ -213,7 +218,7 @@ class VideoFile:
 
     def _too_long(self, seconds: float) -> BudgetError:
         return BudgetError(
-            f"{self._name} is {seconds:,.1f} s long; the budget is {self._budget.video_s:,.1f} s. "
+            f"{self.name} is {seconds:,.1f} s long; the budget is {self._budget.video_s:,.1f} s. "
             "Cut it or raise MediaBudget.video_s."
         )
 
@@ -222,7 +227,7 @@ class VideoFile:
         try:
             yield
         except self._av.FFmpegError:  # its text is not passed on: it speaks of buffers and addresses
-            raise MediaError(f"{self._name} is damaged, cut off, or not a video.") from None
+            raise MediaError(f"{self.name} is damaged, cut off, or not a video.") from None
 
 
 def _library() -> Any:
