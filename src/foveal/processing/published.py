@@ -107,20 +107,26 @@ def read_folder(folder: Path, resize: PatchGrid, video: Frames) -> Published:
             )
     added = [{**token, "id": int(number)} for number, token in dict(settings.get("added_tokens_decoder") or {}).items()]
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json", added=added)
-    both = _json(folder, "processor_config.json", files) or {}
-    image = _json(folder, "preprocessor_config.json", files) or both.get("image_processor")
-    if image is None:
-        image = read_json(folder / "preprocessor_config.json")  # raises, naming the file
-    where = str(folder / "preprocessor_config.json")
-    grid, normalize = read_image_settings(image, resize, where)
-    moving = _json(folder, "video_preprocessor_config.json", files) or both.get("video_processor")
-    if moving is not None:
-        video = read_video_settings(moving, video, grid, normalize, str(folder / "video_preprocessor_config.json"))
+    grid, normalize, video = read_media_settings(folder, resize, video)
     variables = {k: _name(v) for k, v in settings.items() if k.endswith("_token") and isinstance(v, str | Mapping)}
     return Published(
         tokenizer=tokenizer, resize=grid, normalize=normalize, video=video, files=files,
         template=_template(folder, settings, files), variables=variables,
     )  # fmt: skip
+
+
+def read_media_settings(folder: Path, resize: PatchGrid, video: Frames) -> tuple[PatchGrid, Normalize, Frames]:
+    """Sizes and colours of images and limits of videos, as `read_folder` gives them; no tokenizer is read."""
+    both = _json_if_there(folder, "processor_config.json") or {}
+    image = _json_if_there(folder, "preprocessor_config.json") or both.get("image_processor")
+    if image is None:
+        image = read_json(folder / "preprocessor_config.json")  # raises, naming the file
+    where = str(folder / "preprocessor_config.json")
+    grid, normalize = read_image_settings(image, resize, where)
+    moving = _json_if_there(folder, "video_preprocessor_config.json") or both.get("video_processor")
+    if moving is not None:
+        video = read_video_settings(moving, video, grid, normalize, str(folder / "video_preprocessor_config.json"))
+    return grid, normalize, video
 
 
 def read_image_settings(values: Mapping[str, Any], family: PatchGrid, where: str) -> tuple[PatchGrid, Normalize]:
@@ -147,9 +153,9 @@ def read_video_settings(
 ) -> Frames:
     """Limits of video frames from a `video_preprocessor_config.json`.
 
-    Limits that equal those of images say nothing: for a checkpoint without this file transformers fills it from
-    the settings of images. The family's hold then, as in the published pipeline. Patches and colours
-    must be those of images: the model has one tower for both.
+    Limits that equal those of images say nothing, unless `cap_pixels_per_frame` is on: for a checkpoint without
+    this file transformers fills it from the settings of images. The family's hold then, as in the published
+    pipeline. Patches and colours must be those of images: the model has one tower for both.
     """
     _check_keys(values, _READ | _READ_VIDEO, where)
     low, high = _areas(values, where)
@@ -160,7 +166,7 @@ def read_video_settings(
     for key, expected_triple in (("image_mean", normalize.mean), ("image_std", normalize.std)):
         if values.get(key) is not None and _triple(values, key, where) != expected_triple:
             raise ConfigError(f"{where}: {key}={values[key]}, but images have {expected_triple}; make them agree.")
-    if (low, high) == (grid.min_px, grid.max_px):
+    if (low, high) == (grid.min_px, grid.max_px) and not values.get("cap_pixels_per_frame"):
         low = high = None
     fps, tokens = values.get("fps"), _whole(values, "max_video_tokens", where)
     try:
@@ -298,6 +304,10 @@ def _template(folder: Path, settings: Mapping[str, Any], files: Mapping[str, str
 
 def _name(token: Any) -> str:
     return token if isinstance(token, str) else str(token.get("content", ""))
+
+
+def _json_if_there(folder: Path, name: str) -> dict[str, Any] | None:
+    return read_json(folder / name) if (folder / name).is_file() else None
 
 
 def _json(folder: Path, name: str, files: Mapping[str, str]) -> dict[str, Any] | None:
