@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/preprocess.py
 
-Both sides take turns in one process on one core, so that a busy machine slows both. Before timing, the
-values of both are compared: they must be equal bit for bit. Writes benchmarks/results/preprocess.md.
+Both sides take turns in one process on one core, and processor time is counted, so that a busy machine
+favours neither. Before timing, the values of both are compared: they must be equal bit for bit. Writes
+benchmarks/results/preprocess.md.
 """
 
 import argparse
@@ -58,15 +59,15 @@ def theirs(data: bytes, processor: Qwen2VLImageProcessorPil) -> np.ndarray:
 
 
 def interleaved(ways: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Median milliseconds of each way; the ways take turns, and who begins changes."""
+    """Median milliseconds of processor time of each way; the ways take turns, and who begins changes."""
     spent: list[list[float]] = [[] for _ in ways]
     for turn in range(repeats + 1):
         for step in range(len(ways)):
             which = (turn + step) % len(ways)
-            begun = time.perf_counter()
+            begun = time.process_time()
             ways[which]()
             if turn:  # the first turn warms up
-                spent[which].append(1000 * (time.perf_counter() - begun))
+                spent[which].append(1000 * (time.process_time() - begun))
     return [median(s) for s in spent]
 
 
@@ -133,8 +134,8 @@ def main() -> None:
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(
         "# JPEG bytes to patches\n\n"
-        "Exact: Pillow's pixels, values equal to transformers' `Qwen2VLImageProcessorPil` bit for bit (checked first).\n"
-        'Fast: `resize="fast"`, opt-in; the last column is its largest difference in levels of 0..255. Times in ms.\n\n'
+        "Exact: Pillow's pixels, values equal bit for bit to transformers' `Qwen2VLImageProcessorPil` (checked first).\n"
+        'Fast: `resize="fast"`, opt-in; the last column is its largest difference in levels of 0..255.\n' "Processor time in ms.\n\n'
         "    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/preprocess.py\n\n"
         f"{state}\n\n"
         "| limit | picture | MB | seen at | transformers | exact | ratio | fast | ratio | levels |\n"
