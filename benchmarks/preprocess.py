@@ -134,8 +134,9 @@ def main() -> None:
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(
         "# JPEG bytes to patches\n\n"
-        "Exact: Pillow's pixels, values equal bit for bit to transformers' `Qwen2VLImageProcessorPil` (checked first).\n"
-        'Fast: `resize="fast"`, opt-in; the last column is its largest difference in levels of 0..255.\n' "Processor time in ms.\n\n'
+        "Exact: Pillow's pixels; values equal transformers' `Qwen2VLImageProcessorPil` bit for bit (checked first).\n"
+        'Fast: `resize="fast"`, opt-in; the last column is its largest difference in levels of 0..255.\n'
+        "Processor time in ms.\n\n"
         "    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/preprocess.py\n\n"
         f"{state}\n\n"
         "| limit | picture | MB | seen at | transformers | exact | ratio | fast | ratio | levels |\n"
