@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from tests.helpers.tiny_tokenizer import FOLDER
 
 
@@ -73,17 +74,19 @@ def rule_positions(kinds: Sequence[int], grids: Sequence[tuple[int, int, int]]) 
     """The published rule, token by token: a block, and a text token, begins at the highest position so far + 1."""
     placed: list[tuple[int, int, int]] = []
     media = iter(grids)
-    i = 0
-    while i < len(kinds):
-        start = max((max(p) for p in placed), default=-1) + 1
-        if kinds[i] == 0:
-            placed.append((start, start, start))
-            i += 1
-            continue
-        t, h, w = next(media)
-        for k in range(t):
-            for row in range(h // 2):
-                for column in range(w // 2):
-                    placed.append((start + k, start + row, start + column))
-                    i += 1
-    return np.array(placed, dtype=np.int64).T.reshape(3, -1), max((max(p) for p in placed), default=-1) + 1 - len(kinds)
+    highest = -1
+    while len(placed) < len(kinds):
+        start = highest + 1
+        if kinds[len(placed)] == 0:
+            block = [(start, start, start)]
+        else:
+            t, h, w = next(media)
+            block = [
+                (start + k, start + row, start + column)
+                for k in range(t)
+                for row in range(h // 2)
+                for column in range(w // 2)
+            ]
+        placed += block
+        highest = max(highest, *(max(p) for p in block))
+    return np.array(placed, dtype=np.int64).T.reshape(3, -1), highest + 1 - len(kinds)

@@ -18,7 +18,10 @@ CONVERSATION = [
     {"role": "user", "content": [{"image": "a.png"}, "\n What? ", {"video": "b.mp4"}]},
     {"role": "assistant", "content": "A cat.\n"},
     {"role": "tool", "content": ""},
-    {"role": "assistant", "content": [{"image": "c.png"}, "x", Box(label="猫", corners=(1, 2, 3, 4), space=Space.ORIGINAL_PX)]},
+    {
+        "role": "assistant",
+        "content": [{"image": "c.png"}, "x", Box(label="猫", corners=(1, 2, 3, 4), space=Space.ORIGINAL_PX)],
+    },
     {"role": "user", "content": ["a", "b"]},
 ]
 
@@ -72,8 +75,13 @@ def test_rendering_by_the_template_equals_the_familys(generate):
 
 
 def test_a_template_of_its_own_form():
-    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}{{ '[assistant]' if add_generation_prompt }}"
-    segments = render(template, [{"role": "user", "content": "<|im_end|>[assistant]"}, {"role": "assistant", "content": "hm"}])
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{{ '[assistant]' if add_generation_prompt }}"
+    )
+    segments = render(
+        template, [{"role": "user", "content": "<|im_end|>[assistant]"}, {"role": "assistant", "content": "hm"}]
+    )
     assert as_text(segments) == "[user]<|im_end|>[assistant]<|im_end|>[assistant]hm<|im_end|>[assistant]"
     assert sum(isinstance(s, SpecialSegment) for s in segments) == 2, "the one in the text stays text"
     assert as_text([s for s in segments if s.learned]) == "hm<|im_end|>"
@@ -113,7 +121,10 @@ def test_what_cannot_be_rendered_faithfully_is_refused(template, error):
 
 def test_a_template_that_knows_no_media_is_refused():
     with pytest.raises(InputError, match="0 places for 1"):
-        render("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}", [{"role": "user", "content": [{"image": "a"}, "b"]}])
+        render(
+            "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}",
+            [{"role": "user", "content": [{"image": "a"}, "b"]}],
+        )
 
 
 def test_files_that_are_no_templates_are_refused():

@@ -114,7 +114,7 @@ def test_added_tokens_that_are_content_are_special_on_the_way_in_and_text_on_the
 
 
 def test_unknown_special_token_names_its_neighbours():
-    with pytest.raises(ConfigError, match="did you mean '<|image_pad|>'"):
+    with pytest.raises(ConfigError, match=r"did you mean '<\|image_pad\|>'"):
         TINY.special("<|img_pad|>")
 
 
