@@ -9,7 +9,6 @@ Source: Qwen2-VL (arXiv 2409.12191), section 2.1.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -18,9 +17,6 @@ from foveal.core.box import ImageView
 from foveal.core.errors import ConfigError, InputError
 from foveal.core.shapes import Float32, UInt8
 from foveal.processing.resize import PatchGrid, Resize, resized
-
-Planes: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Red, green and blue of one picture, each uint8 [H, W] and contiguous."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +46,7 @@ def image_patches(
     """
     size = grid.size(*picture.size, min_px=min_px, max_px=max_px)
     shape = grid.grid(*size)
-    frame = _planes(resized(_rgb_only(picture, "the picture"), size, resize))
+    frame = resized(_rgb_only(picture, "the picture"), size, resize)
     patches = _rows([frame], shape, grid, normalize, still=True)
     return patches, ImageView(original=picture.size, processed=size), shape
 
@@ -80,16 +76,16 @@ def video_patches(
     shape = grid.grid(*size, frames=len(frames))
     missing = shape[0] * grid.temporal - len(frames)
 
-    def planes() -> Iterable[Planes]:
+    def processed() -> Iterable[Image.Image]:
         last = first
         for number, picture in enumerate(chain([first], pictures)):
             if picture.size != first.size:
                 raise InputError(f"frame {number} is {picture.size} px, frame 0 {first.size}; they must be equal.")
-            last = picture
-            yield _planes(resized(picture, size, resize))
-        yield from repeat(_planes(resized(last, size, resize)), missing)
+            last = resized(picture, size, resize)
+            yield last
+        yield from repeat(last, missing)
 
-    patches = _rows(planes(), shape, grid, normalize)
+    patches = _rows(processed(), shape, grid, normalize)
     return patches, ImageView(original=original or first.size, processed=size), shape
 
 
@@ -103,21 +99,18 @@ def _rgb_only(picture: Image.Image | np.ndarray, name: str) -> Image.Image:
     return picture
 
 
-def _planes(picture: Image.Image) -> Planes:
-    # One pass of Pillow's per channel is twice as fast as an interleaved copy that numpy takes apart.
-    red, green, blue = (
-        np.frombuffer(picture.tobytes("raw", c), np.uint8).reshape(picture.height, picture.width) for c in "RGB"
-    )
-    return red, green, blue
-
-
 def _rows(
-    frames: Iterable[Planes], shape: tuple[int, int, int], grid: PatchGrid, normalize: Normalize, still: bool = False
+    frames: Iterable[Image.Image],
+    shape: tuple[int, int, int],
+    grid: PatchGrid,
+    normalize: Normalize,
+    still: bool = False,
 ) -> Float32[np.ndarray, "P C"]:
     """Patch rows of `frames`, `grid.temporal` of them for each step in time of `shape`; of one frame if `still`.
 
-    Works through one row of merge groups at a time, which stays in the processor's cache. A line of a
-    patch is moved as one item of `patch` bytes. Values are (v / 255 - mean) / std in float32, step by
+    Works through one row of merge groups at a time, which stays in the processor's cache. Pillow takes
+    the channels apart, and a line of a patch is moved as one item of `patch` bytes: of all ways tried
+    the fastest (benchmarks/LOG.md). Values are (v / 255 - mean) / std in float32, step by
     step as transformers' PIL processor does it, hence equal to its values to the last bit.
     """
     patch, merge, temporal = grid.patch, grid.merge, grid.temporal
@@ -132,10 +125,11 @@ def _rows(
     for index, frame in enumerate(frames):
         step, moment = divmod(index, temporal)
         moments = slice(None) if still else slice(moment, moment + 1)
-        planes = [plane.view(line).reshape(bands, merge, patch, groups, merge) for plane in frame]
         for band in range(bands):
-            for channel, plane in enumerate(planes):
-                order[:, :, :, channel] = plane[band].transpose(2, 0, 3, 1)
+            strip = frame.crop((0, band * grid.factor, frame.width, (band + 1) * grid.factor))
+            for channel, letter in enumerate("RGB"):
+                plane = np.frombuffer(strip.tobytes("raw", letter), line).reshape(merge, patch, groups, merge)
+                order[:, :, :, channel] = plane.transpose(2, 0, 3, 1)
             values[...] = order.view(np.uint8).reshape(values.shape)
             values /= np.float32(255)
             values -= mean
