@@ -135,6 +135,8 @@ WRONG_PARTS = [
     ({"type": "video_url", "video_url": {"url": "a", "detail": "low"}}, "unknown key 'detail'"),
     ({"type": "video", "video": "a", "fps": 2, "nframes": 4}, "give one"),
     ({"type": "video", "video": "a", "fps": float("nan")}, "'fps' is nan"),
+    ({"type": "video", "video": "a", "fps": 10**400}, "'fps' is 1000"),
+    ({"type": "image", "image": "a", "max_pixels": 10**400}, "'max_pixels' is 1000"),
     ({"type": "video", "video": "a", "fps": -1}, "'fps' is -1"),
     ({"type": "video", "video": "a", "sample_fps": 2}, "describes a list of frames"),
     ({"type": "video", "video": "a", "video_start": 3, "video_end": 3}, "not before"),

@@ -118,7 +118,7 @@ WRONG = [
     ({}, "either messages or prompt"),
     ({"messages": "b", "media": []}, "belongs to prompt="),
     ({"messages": "b", "fps": 1.0, "nframes": 4}, "give one"),
-    ({"messages": "b", "max_pixels": 0}, "max_pixels=0"),
+    ({"messages": "b", "max_pixels": 0}, "the call: 'max_pixels' is 0"),
     ({"messages": [[]]}, "empty"),
     ({"messages": "a\ud800"}, "surrogate"),
     ({"messages": [{"role": "assistant", "content": [BOX]}]}, "lies in image 0, but the conversation has 0"),

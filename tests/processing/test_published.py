@@ -137,6 +137,13 @@ def test_added_tokens_of_either_file_count(folder):
     assert read(folder).tokenizer.special("<extra>") == number
 
 
+@pytest.mark.parametrize("value", [[1], {"x": {"content": "a"}}, {"9": {}}, {"9": 3}])
+def test_damaged_lists_of_added_tokens_are_named(folder, value):
+    change(folder, "tokenizer_config.json", added_tokens_decoder=value)
+    with pytest.raises(ConfigError, match="added_tokens_decoder cannot be read"):
+        read(folder)
+
+
 def test_where_the_template_comes_from(folder):
     (folder / "chat_template.jinja").write_text("{{ 'jinja' }}")
     assert read(folder).template == "{{ 'jinja' }}"

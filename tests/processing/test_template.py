@@ -57,7 +57,7 @@ def test_the_published_template_is_the_familys_format():
 def test_another_template_is_used_itself(template):
     found = choose_format(template, ChatML(), split=TINY.split)
     assert isinstance(found, TemplateChat)
-    assert found.template == template
+    assert found.template() == template
 
 
 @pytest.mark.parametrize("generate", [True, False])

@@ -30,6 +30,10 @@ class ChatFormat(Protocol):
         """Segments of `messages`; with `generate` they end where the assistant is to go on."""
         ...
 
+    def template(self) -> str:
+        """The same format as a Jinja chat template, for other libraries."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChatML:

@@ -14,7 +14,7 @@ from foveal.core.media import MediaBudget
 from foveal.core.packed import Medium
 from foveal.core.shapes import Float32
 from foveal.processing.media import describe, open_image
-from foveal.processing.messages import ImagePart, VideoPart
+from foveal.processing.messages import ImagePart, VideoPart, checked_number
 from foveal.processing.patches import Normalize, image_patches, video_patches
 from foveal.processing.resize import PatchGrid, Resize, resized
 from foveal.processing.video import Frames, frame_size, open_video, plan_frames
@@ -41,8 +41,8 @@ class Knobs:
     def __post_init__(self) -> None:
         for name in ("min_pixels", "max_pixels", "fps", "nframes", "max_frames"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name}={value!r}; it must be above 0.")
+            if value is not None:
+                checked_number(value, name, "the call")
         if self.fps is not None and self.nframes is not None:
             raise InputError(f"fps={self.fps} and nframes={self.nframes} both say how many frames to take; give one.")
         if self.resize not in ("exact", "fast"):

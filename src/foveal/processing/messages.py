@@ -5,7 +5,6 @@ settings), and bare strings, PIL pictures and arrays; see `parse_conversation`. 
 no key is ignored: what is not understood is an `InputError`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -210,7 +209,7 @@ def parse_part(value: Any, where: str) -> Part:
             raise InputError(f"{where}: 'box' is {_kind(source)}; expected a foveal Box.")
         return BoxPart(box=source)
     settings = {k: v for k, v in value.items() if k in _KEYS[kind] and v is not None}
-    numbers: dict[str, Any] = {_OURS.get(str(k), str(k)): _number(v, str(k), where) for k, v in settings.items()}
+    numbers: dict[str, Any] = {_OURS.get(str(k), str(k)): checked_number(v, str(k), where) for k, v in settings.items()}
     if kind.endswith("_url"):
         source, detail = _url(source, kind, where)
         if detail == "low":
@@ -268,11 +267,11 @@ def _url(value: Any, kind: str, where: str) -> tuple[Any, str]:
     return value["url"], detail
 
 
-def _number(value: Any, key: str, where: str) -> int | float:
+def checked_number(value: Any, key: str, where: str) -> int | float:
     """A checked setting. `video_start` may be 0; all others are above 0."""
     whole = key in _WHOLE
     plain = isinstance(value, int | np.integer) or (not whole and isinstance(value, float | np.floating))
-    if isinstance(value, bool) or not plain or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not plain or not 0 <= value <= 1e15:
         raise InputError(f"{where}: {key!r} is {value!r}; expected a {'whole ' if whole else ''}number above 0.")
     if value == 0 and key != "video_start":
         raise InputError(f"{where}: {key!r} is 0; expected a number above 0.")

@@ -132,8 +132,10 @@ class Processor:
     def files(self) -> dict[str, str]:
         """The processing files in the published layout, name to content."""
         p = self.processing
-        made = self._files or write_files(self.tokenizer, p.resize, p.normalize, p.video, p.chat, self.context_tokens)
-        return dict(made)
+        if self._files is not None:
+            return dict(self._files)
+        template, end = self.chat.template(), p.chat.end
+        return write_files(self.tokenizer, p.resize, p.normalize, p.video, template, end, self.context_tokens)
 
     def save(self, folder: Path) -> None:
         """Writes `files`; each appears whole or not at all."""

@@ -17,7 +17,6 @@ from typing import Any
 
 from foveal.core.config import read_json
 from foveal.core.errors import ConfigError, neighbours
-from foveal.processing.chat import ChatML
 from foveal.processing.patches import Normalize
 from foveal.processing.resize import PatchGrid
 from foveal.processing.tokens import Tokenizer
@@ -105,7 +104,13 @@ def read_folder(folder: Path, resize: PatchGrid, video: Frames) -> Published:
             raise ConfigError(
                 f"{folder / 'tokenizer_config.json'}: {key}={settings[key]!r} is not supported; set it to false."
             )
-    added = [{**token, "id": int(number)} for number, token in dict(settings.get("added_tokens_decoder") or {}).items()]
+    try:
+        listed = dict(settings.get("added_tokens_decoder") or {}).items()
+        added = [{"content": token["content"], **token, "id": int(number)} for number, token in listed]
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{folder / 'tokenizer_config.json'}: added_tokens_decoder cannot be read: {error!r}."
+        ) from None
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json", added=added)
     grid, normalize, video = read_media_settings(folder, resize, video)
     variables = {k: _name(v) for k, v in settings.items() if k.endswith("_token") and isinstance(v, str | Mapping)}
@@ -119,12 +124,12 @@ def read_media_settings(folder: Path, resize: PatchGrid, video: Frames) -> tuple
     """Sizes and colours of images and limits of videos, as `read_folder` gives them; no tokenizer is read."""
     both = _json_if_there(folder, "processor_config.json") or {}
     image = _json_if_there(folder, "preprocessor_config.json") or both.get("image_processor")
-    if image is None:
+    if not isinstance(image, dict):
         image = read_json(folder / "preprocessor_config.json")  # raises, naming the file
     where = str(folder / "preprocessor_config.json")
     grid, normalize = read_image_settings(image, resize, where)
     moving = _json_if_there(folder, "video_preprocessor_config.json") or both.get("video_processor")
-    if moving is not None:
+    if isinstance(moving, dict):
         video = read_video_settings(moving, video, grid, normalize, str(folder / "video_preprocessor_config.json"))
     return grid, normalize, video
 
@@ -184,23 +189,31 @@ def read_video_settings(
 
 
 def write_files(
-    tokenizer: Tokenizer, grid: PatchGrid, normalize: Normalize, video: Frames, chat: ChatML, context_tokens: int | None
+    tokenizer: Tokenizer,
+    grid: PatchGrid,
+    normalize: Normalize,
+    video: Frames,
+    template: str,
+    end: str,
+    context_tokens: int | None,
 ) -> dict[str, str]:
-    """The files of a model of our own, in the published layout; `read_folder` gives the same settings back."""
-    template = chat.template()
-    added = json.loads(tokenizer.content)["added_tokens"]
+    """The files of a model of our own, in the published layout; `read_folder` gives the same settings back.
+
+    `template` is the chat template, `end` the token that ends a turn.
+    """
+    added = tokenizer.added
     fields = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
     settings = {
         "add_prefix_space": False,
-        "added_tokens_decoder": {str(t["id"]): {f: t[f] for f in fields} for t in added},
+        "added_tokens_decoder": {str(t["id"]): {f: t.get(f, False) for f in fields} for t in added},
         "additional_special_tokens": [t["content"] for t in added if t.get("special")],
         "bos_token": None,
         "chat_template": template,
         "clean_up_tokenization_spaces": False,
-        "eos_token": chat.end,
+        "eos_token": end,
         "errors": "replace",
         "model_max_length": context_tokens,
-        "pad_token": "<|endoftext|>" if "<|endoftext|>" in tokenizer.special_names else chat.end,
+        "pad_token": "<|endoftext|>" if "<|endoftext|>" in tokenizer.special_names else end,
         "split_special_tokens": False,
         "tokenizer_class": "Qwen2Tokenizer",
         "unk_token": None,

@@ -57,7 +57,7 @@ class TemplateChat:
     def __init__(
         self, template: str, *, split: Splitter, family: ChatML, variables: Mapping[str, Any] | None = None
     ) -> None:
-        self.template, self._split, self._pads, self._end = template, split, family.pads, family.end
+        self._template, self._split, self._pads, self._end = template, split, family.pads, family.end
         if len(template) > MAX_TEMPLATE_CHARS:
             raise ConfigError(f"the chat template has {len(template)} characters; {MAX_TEMPLATE_CHARS} are the limit.")
         environment = ImmutableSandboxedEnvironment(
@@ -74,6 +74,10 @@ class TemplateChat:
             raise ConfigError(
                 f"the checkpoint's chat template is no valid Jinja (line {error.lineno}): {error}."
             ) from None
+
+    def template(self) -> str:
+        """The program."""
+        return self._template
 
     def run(self, messages: Sequence[Mapping[str, Any]], *, generate: bool, room: int = 0) -> str:
         """The template's own output for plain mappings; `room` characters are expected from the texts."""
@@ -103,7 +107,6 @@ class TemplateChat:
         """
         said: list[_Said] = []
         plain = [_as_mapping(m, turn, boxes, said) for turn, m in enumerate(messages)]
-        # One word is as long as its text would be at least, so the limit above means the same for both runs.
         output = self.run(plain, generate=generate, room=sum(len(s.word) for s in said))
         cuts = re.split("(" + "|".join(s.word for s in said) + ")", output) if said else [output]
         if cuts[1::2] != [s.word for s in said]:

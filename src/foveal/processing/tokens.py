@@ -1,7 +1,7 @@
 """Qwen2-style byte-level BPE in which text stays text.
 
 `Tokenizer` reads a published `tokenizer.json`. Text goes through an encoder that knows no added token at
-all, so `"<|im_end|>"` in a user's message is seven ordinary tokens. Special ids enter a prompt only
+all, so `"<|im_end|>"` in a user's message is a few ordinary tokens. Special ids enter a prompt only
 where a renderer put a `SpecialSegment` or `MediumSegment`.
 """
 
@@ -63,7 +63,8 @@ class Tokenizer:
         rules = _checked(content)
         self._special: dict[str, int] = {}
         hidden = set()
-        for token in [*rules["added_tokens"], *added]:
+        self.added = [dict(token) for token in [*rules["added_tokens"], *added]]
+        for token in self.added:
             name, number = str(token["content"]), int(token["id"])
             if self._special.setdefault(name, number) != number:
                 raise ConfigError(
@@ -78,7 +79,10 @@ class Tokenizer:
             raise ConfigError("two added tokens share one id; give each its own.")
         # The text encoder has no added tokens, so nothing in a text can match one.
         bare = {**rules, "added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
-        self._encoder = tokenizers.Tokenizer.from_str(json.dumps(bare))
+        try:
+            self._encoder = tokenizers.Tokenizer.from_str(json.dumps(bare))
+        except Exception as error:  # the library raises bare exceptions
+            raise ConfigError(f"not a tokenizer.json that can be used: {error}.") from None
 
     @classmethod
     def from_file(cls, path: Path, *, added: Iterable[Mapping[str, Any]] = ()) -> "Tokenizer":
@@ -250,9 +254,9 @@ def _checked(content: str) -> dict[str, Any]:
     """The parsed file, after checking that it is what `Tokenizer` can read."""
     try:
         rules = json.loads(content)
-        model, added = rules["model"], rules["added_tokens"]
-        kind, vocabulary = model["type"], model["vocab"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        model, names = rules["model"], {str(t["content"]): int(t["id"]) for t in rules["added_tokens"]}
+        kind, vocabulary = model["type"], dict(model["vocab"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"not a tokenizer.json: {error!r}. Use the file that the checkpoint ships.") from None
     if kind != "BPE" or '"ByteLevel"' not in json.dumps([rules.get("pre_tokenizer"), rules.get("decoder")]):
         raise ConfigError(f"the tokenizer is {kind} without a byte level; byte-level BPE (Qwen2's kind) is expected.")
@@ -262,7 +266,9 @@ def _checked(content: str) -> dict[str, Any]:
             f"the vocabulary lacks {len(missing)} of the 256 bytes (first: 0x{_BYTES[missing[0]]:02x}), so "
             "some texts would lose characters; add them."
         )
-    names = {t["content"]: t["id"] for t in added}
+    strange = set("".join(vocabulary.keys() - names.keys())) - _BYTES.keys()
+    if strange:
+        raise ConfigError(f"the vocabulary has characters that stand for no byte: {sorted(strange)[:5]}.")
     for name, number in names.items():
         if vocabulary.get(name, number) != number:
             raise ConfigError(f"{name!r} is id {vocabulary[name]} in the vocabulary and {number} as an added token.")
