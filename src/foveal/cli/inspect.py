@@ -1,0 +1,120 @@
+"""`foveal inspect`: what a checkpoint folder holds, from its small files and the headers of its weights."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveal.cli.output import NANO, folder_of, size, table
+
+if TYPE_CHECKING:
+    from foveal.families.describe import Described
+    from foveal.weights.checkpoint import Checkpoint
+
+HELP = "what a model is: configuration, parts, memory, chat format"
+EXAMPLE = """examples:
+  foveal inspect                                  (the small model inside)
+  foveal inspect Qwen/Qwen2-VL-2B-Instruct --json"""
+
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", help="hub name or folder; default: the small model inside")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from foveal.families.describe import describe
+
+    described = describe(folder_of(arguments.model))
+    record = _record(arguments.model, described, _stored(described.folder))
+    print(json.dumps(record, indent=2, ensure_ascii=False) if arguments.json else _page(record))
+    return 0
+
+
+def _stored(folder: Path) -> "Checkpoint | None":
+    """The headers of the folder's weights; None where it holds no weights at all, as after planning from the hub."""
+    from foveal.weights.checkpoint import INDEX, SINGLE, open_checkpoint
+
+    return open_checkpoint(folder) if (folder / SINGLE).exists() or (folder / INDEX).exists() else None
+
+
+def _record(model: str | None, described: "Described", stored: "Checkpoint | None") -> dict[str, Any]:
+    from foveal.engine.request import Sampling, stop_ids
+
+    parts = dict(described.family.parameters(described.config))
+    total = sum(parts.values())
+    processor = described.processor
+    media = {name: getattr(processor.processing, name) for name in ("resize", "normalize", "video")}
+    return {
+        "model": model,
+        "folder": str(described.folder),
+        "family": described.family.name,
+        "parameters": {**parts, "total": total},
+        "memory_bytes": {dtype: total * item for dtype, item in DTYPES.items()},
+        "stored": None
+        if stored is None
+        else {
+            "dtype": stored.dtype,
+            "bytes": stored.size_bytes,
+            "tensors": len(stored.tensors),
+            "files": len({t.file for t in stored.tensors.values()}),
+        },
+        "config": dataclasses.asdict(described.config),
+        "processing": {name: dataclasses.asdict(value) for name, value in media.items()},
+        "special_tokens": len(processor.special_ids),
+        "context_tokens": processor.context_tokens,
+        "generation": {
+            "stated": dict(described.generation),
+            "defaults": dataclasses.asdict(Sampling.from_published(described.generation)),
+            "stop_ids": sorted(stop_ids(described.generation, processor.end_of_turn)),
+        },
+        "chat": _chat(described),
+    }
+
+
+def _chat(described: "Described") -> str:
+    """A short conversation as the model reads it; each medium stands as one pad."""
+    from foveal.processing.messages import ImagePart, Message, TextPart
+    from foveal.processing.segments import as_text
+
+    example = [
+        Message(role="user", parts=(ImagePart(source=None), TextPart(text="What is this?"))),
+        Message(role="assistant", parts=(TextPart(text="A bicycle."),)),
+        Message(role="user", parts=(TextPart(text="Where is it?"),)),
+    ]
+    return as_text(described.processor.chat.render(example, boxes=lambda _: [], generate=True))
+
+
+def _page(record: Mapping[str, Any]) -> str:
+    parts = record["parameters"]
+    rows = [("part", "parameters", *DTYPES)]
+    rows += [(name, f"{count:,}", *(size(count * item) for item in DTYPES.values())) for name, count in parts.items()]
+    lines = [f"{record['model'] or NANO} ({record['family']}) in {record['folder']}", "", table(rows), ""]
+    if stored := record["stored"]:
+        lines.append(
+            f"  stored: {size(stored['bytes'])} of {stored['dtype']}, {stored['tensors']} tensors in "
+            f"{stored['files']} file{'s' if stored['files'] > 1 else ''}"
+        )
+    else:
+        lines.append("  stored: no weights in this folder")
+    lines.append(f"  context: {record['context_tokens']:,} tokens")
+    for name, values in (*record["config"].items(), *record["processing"].items()):
+        lines += ["", f"{name}:", *_values(values)]
+    defaults = record["generation"]["defaults"] | {"stop_ids": record["generation"]["stop_ids"]}
+    lines += ["", "generation (from generation_config.json):", *_values(defaults)]
+    lines += ["", "chat format:", *(f"  {line}" for line in record["chat"].split("\n"))]
+    return "\n".join(lines).rstrip()
+
+
+def _values(values: Mapping[str, Any]) -> list[str]:
+    return [f"  {name} = {_plain(value)}" for name, value in values.items()]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value)) or "none"
+    return "none" if value is None else str(value)

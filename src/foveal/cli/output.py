@@ -1,0 +1,36 @@
+"""What the verbs share: which folder a model's name means, and how numbers and tables are printed."""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+NANO = "the small model inside"
+
+
+def folder_of(model: str | None) -> Path:
+    """The folder of a model's small files; weights are not fetched for it."""
+    if model is None:
+        return Path(str(resources.files("foveal") / "nano"))
+    from foveal.weights.hub import locate
+
+    return locate(model, weights=False)
+
+
+def size(count: int) -> str:
+    """A number of bytes for people, in powers of 1000 as disks and papers count: 4.42 GB."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}" if unit != "B" else f"{count} B"
+        value /= 1000
+    return f"{value:,.2f} GB"
+
+
+def table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Rows in columns of equal width, indented; the first `left` columns left-aligned, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [c.ljust(w) if n < left else c.rjust(w) for n, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
