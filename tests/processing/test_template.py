@@ -132,3 +132,12 @@ def test_files_that_are_no_templates_are_refused():
         chat("{% for %}")
     with pytest.raises(ConfigError, match="characters"):
         chat("x" * (MAX_TEMPLATE_CHARS + 1))
+
+
+def test_a_text_models_template_gives_way_to_the_family(caplog):
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    assert isinstance(choose_format(template, ChatML(), split=TINY.split), ChatML)
+    assert "no place for images" in caplog.text

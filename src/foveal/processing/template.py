@@ -8,6 +8,7 @@ comes from the checkpoint's folder, never from a request.
 
 import datetime
 import json
+import logging
 import re
 import secrets
 import string
@@ -24,6 +25,8 @@ from foveal.core.errors import ConfigError, InputError
 from foveal.processing.chat import BoxWriter, ChatFormat, ChatML
 from foveal.processing.messages import BoxPart, ImagePart, Message, TextPart, VideoPart
 from foveal.processing.segments import MediumSegment, Segment, SpecialSegment, TextSegment, as_text
+
+log = logging.getLogger(__name__)
 
 MAX_TEMPLATE_CHARS = 500_000
 MAX_ADDED_CHARS = 1_000_000
@@ -194,20 +197,32 @@ class _Speech:
 def choose_format(
     template: str | None, family: ChatML, *, split: Splitter, variables: Mapping[str, Any] | None = None
 ) -> ChatFormat:
-    """The family's format if the checkpoint's template writes the same, else the template itself."""
+    """The family's format if the checkpoint's template writes the same, else the template itself.
+
+    A template that has no place for an image (folders made from a text model's tokenizer carry such) is left
+    aside for the family's format, with a warning.
+    """
     if template is None:
         return family
     own = TemplateChat(template, split=split, family=family, variables=variables)
-    for messages in _PROBES:
-        for generate in (False, True):
-            ours = as_text(family.render(messages, boxes=_no_boxes, generate=generate))
-            try:
-                plain = [_as_mapping(m, 0, _no_boxes, None) for m in messages]
-                if own.run(plain, generate=generate, room=len(ours)) != ours:
-                    return own
-            except InputError:
-                return own
-    return family
+    if all(
+        _written(own, messages, generate) == as_text(family.render(messages, boxes=_no_boxes, generate=generate))
+        for messages in _PROBES
+        for generate in (False, True)
+    ):
+        return family
+    if family.pads[0] not in (_written(own, _WITH_IMAGE, True) or ""):
+        log.warning("the checkpoint's chat template has no place for images; its family's own format is used instead.")
+        return family
+    return own
+
+
+def _written(own: TemplateChat, messages: Sequence[Message], generate: bool) -> str | None:
+    """What a template makes of a conversation; None if it refuses it."""
+    try:
+        return own.run([_as_mapping(m, 0, _no_boxes, None) for m in messages], generate=generate, room=MAX_ADDED_CHARS)
+    except InputError:
+        return None
 
 
 def _no_boxes(boxes: Sequence[Box]) -> list[Segment]:
@@ -223,6 +238,7 @@ def _probe(*turns: tuple[str, Any]) -> list[Message]:
 
 
 _IMAGE, _VIDEO = ImagePart(source=None), VideoPart(source=None)
+_WITH_IMAGE = _probe(("user", [_IMAGE, "What is this?"]))
 _PROBES = (
     _probe(("user", " \n one line \n ")),
     _probe(("system", "Be brief."), ("user", "Hello")),
