@@ -29,6 +29,7 @@ OPENERS = {
     "weights/read.py": "weights",
     "weights/write.py": "weights that are saved",
     "data/sprites.py": "names and pictures for training",
+    "eval/tasks/scenes.py": "scenes of an examination",
     "train/checkpoint.py": "state of a training run",
 }
 OPENING = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "open_code", "fromfile", "memmap", "loadtxt"}

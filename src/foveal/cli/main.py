@@ -22,6 +22,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are `InputError`s that name similar options."""
 
     def error(self, message: str) -> Any:
+        """Raises instead of printing a usage and leaving."""
         unknown = message.removeprefix("unrecognized arguments: ").split()
         if message.startswith("unrecognized arguments") and unknown[0].startswith("-"):
             known = [option for action in self._actions for option in action.option_strings]

@@ -40,6 +40,7 @@ def gradient(random: Random, side_px: int) -> Float32[np.ndarray, "S S 3"]:
 
 
 def stripes(random: Random, side_px: int) -> Float32[np.ndarray, "S S 3"]:
+    """Soft or hard stripes of two near colours."""
     a = _colours(random, 1)[0]
     b = np.clip(a + random.uniform(-90, 90, 3), 0, 255).astype(np.float32)
     wave = np.sin(_ramp(random, side_px) * random.uniform(15, 90)) * random.uniform(1, 8)
@@ -47,6 +48,7 @@ def stripes(random: Random, side_px: int) -> Float32[np.ndarray, "S S 3"]:
 
 
 def checks(random: Random, side_px: int) -> Float32[np.ndarray, "S S 3"]:
+    """A board of two near colours."""
     cell = int(random.integers(10, 60))
     line = (np.arange(side_px) + random.integers(0, cell)) // cell % 2
     a = _colours(random, 1)[0]

@@ -48,6 +48,7 @@ class Reader:
         return None if value is None else Reader(value, f"{self.where}: {key}")
 
     def need(self, key: str) -> "Reader":
+        """The object under `key`; `ConfigError` when it is absent."""
         found = self.section(key)
         if found is None:
             raise ConfigError(f"{self.where}: {key!r} is missing; an object is expected.")

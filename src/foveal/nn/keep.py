@@ -19,6 +19,7 @@ class Keep:
         self._offered: list[str] = []
 
     def offer(self, name: str, value: Tensor) -> None:
+        """Keeps `value` if somebody asked for `name`."""
         if self.wanted:
             self._offered.append(name)
             if name in self.wanted:
