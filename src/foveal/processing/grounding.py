@@ -144,6 +144,7 @@ class TagReader:
         self.inside: list[str] | None = None  # texts since the opening box tag
 
     def take(self, segment: Segment) -> None:
+        """Reads one more segment of the answer."""
         if isinstance(segment, TextSegment):
             if self.inside is not None:
                 self.inside.append(segment.text)
