@@ -60,7 +60,6 @@ class AnswerReader(Protocol):
     """Words so far. Once here they stay: nothing that may turn out to be coordinates is among them."""
 
     def take(self, segment: Segment) -> None:
-        """Reads one more segment of the answer."""
         """The next segment, or the next piece of a text segment."""
         ...
 
