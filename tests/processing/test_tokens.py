@@ -136,6 +136,8 @@ def spoilt(**changes):
         (spoilt(model=lambda m: {**m, "vocab": {**m["vocab"], "a b": 999}}), "stand for no byte"),
         (spoilt(model=lambda m: {**m, "merges": [1]}), "not a tokenizer.json"),
         (spoilt(normalizer=lambda _: {"type": "None such"}), "not a tokenizer.json"),
+        (spoilt(model=lambda m: {**m, "dropout": 0.1}), "at random"),
+        (spoilt(added_tokens=lambda a: [{**a[0], "rstrip": True}, *a[1:]]), "rstrip on"),
         (spoilt(added_tokens=lambda a: [{"id": 3}]), "not a tokenizer.json"),
         (spoilt(added_tokens=lambda a: [{**a[0], "id": 3}, *a[1:]]), "plain text"),
         (spoilt(added_tokens=lambda a: [{**a[0], "id": a[1]["id"]}, *a[1:]]), "share one id"),

@@ -15,8 +15,8 @@ from foveal.core.packed import Medium
 from foveal.families.base import Family
 from foveal.families.describe import family_of
 from foveal.processing.intake import Knobs, Vision, measure_image, measure_video
-from foveal.processing.processor import VideoShape
 from foveal.processing.media_settings import read_media_settings
+from foveal.processing.processor import VideoShape
 
 ITEM_BYTES = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2}
 """Bytes of one weight by the name of its type."""

@@ -18,13 +18,14 @@ from foveal.core.packed import Medium, Packed, join
 from foveal.processing.chat import ChatFormat, ChatML
 from foveal.processing.grounding import AnswerReader, BoxStyle, Grounded, parse
 from foveal.processing.intake import Knobs, Opened, Vision, measure_image, measure_video, open_medium
-from foveal.processing.messages import ImagePart, Message, Part, TextPart, VideoPart, parse_conversations, parse_part
+from foveal.processing.messages import ImagePart, Message, Part, TextPart, VideoPart, parse_conversations
 from foveal.processing.packing import pack
 from foveal.processing.patches import Normalize
 from foveal.processing.positions import Positions
+from foveal.processing.prompt import place_media
 from foveal.processing.published import read_folder, write_files
 from foveal.processing.resize import PatchGrid, Resize
-from foveal.processing.segments import MediumSegment, Segment, SpecialSegment
+from foveal.processing.segments import Segment
 from foveal.processing.template import choose_format
 from foveal.processing.tokens import Tokenizer
 from foveal.processing.video import Frames
@@ -220,21 +221,7 @@ class Processor:
     def _prompt(self, prompt: str, media: Sequence[Any], budget: MediaBudget, knobs: Knobs) -> Packed:
         if not isinstance(prompt, str) or not prompt:
             raise InputError(f"the prompt is {prompt!r}; expected a text of at least one character.")
-        segments = self.tokenizer.split(prompt)
-        image_pad, video_pad = self.processing.chat.pads
-        pads = [s.name for s in segments if isinstance(s, SpecialSegment) and s.name in (image_pad, video_pad)]
-        if len(pads) != len(media):
-            kinds = "images" if video_pad not in pads else "media"
-            pad = image_pad if video_pad not in pads else f"{image_pad} or {video_pad}"
-            advice = f"add {pad} or drop one of the {kinds}" if len(media) > len(pads) else f"add {kinds} or drop {pad}"
-            raise InputError(f"{len(media)} {kinds} but {len(pads)} placeholders in the prompt; {advice}.")
-        parts = [_medium_part(m, i, still=pad == image_pad) for i, (m, pad) in enumerate(zip(media, pads, strict=True))]
-        numbers = iter(range(len(pads)))
-        placed = [
-            MediumSegment(medium=next(numbers), pad=s.name)
-            if isinstance(s, SpecialSegment) and s.name in (image_pad, video_pad) else s
-            for s in segments
-        ]  # fmt: skip
+        placed, parts = place_media(self.tokenizer.split(prompt), media, self.processing.chat.pads)
         return self._pack(placed, self._open(parts, budget, knobs))
 
     def _open(self, parts: Sequence[ImagePart | VideoPart], budget: MediaBudget, knobs: Knobs) -> list[Opened]:
@@ -305,17 +292,3 @@ class Processor:
         """`read` as (text without tags, boxes in pixels of the user's image)."""
         grounded = self.read(answer, packed, sequence)
         return grounded.text, grounded.boxes
-
-
-def _medium_part(value: Any, index: int, *, still: bool) -> ImagePart | VideoPart:
-    """Medium number `index` of a raw prompt, whose placeholder says what it is."""
-    wanted = "an image" if still else "a video"
-    if isinstance(value, Mapping | ImagePart | VideoPart):
-        part = parse_part(value, f"media[{index}]")
-        if not isinstance(part, ImagePart if still else VideoPart):
-            kind = {ImagePart: "an image", VideoPart: "a video"}.get(type(part), "no medium")
-            raise InputError(f"media[{index}] is {kind}, but its placeholder in the prompt is that of {wanted}.")
-        return part
-    if still:
-        return ImagePart(source=value)
-    return VideoPart(source=tuple(value) if isinstance(value, list | np.ndarray) else value)

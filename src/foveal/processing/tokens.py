@@ -73,6 +73,11 @@ class Tokenizer:
                 )
             if token.get("special"):
                 hidden.add(number)
+            for rule in ("lstrip", "rstrip", "single_word"):
+                if token.get(rule):
+                    raise ConfigError(
+                        f"added token {name!r} has {rule} on, which changes the text beside it; turn it off."
+                    )
         self._hidden = frozenset(hidden)
         self._names = {number: name for name, number in self._special.items()}
         if len(self._names) != len(self._special):
@@ -260,6 +265,8 @@ def _checked(content: str) -> dict[str, Any]:
         raise ConfigError(f"not a tokenizer.json: {error!r}. Use the file that the checkpoint ships.") from None
     if kind != "BPE" or '"ByteLevel"' not in json.dumps([rules.get("pre_tokenizer"), rules.get("decoder")]):
         raise ConfigError(f"the tokenizer is {kind} without a byte level; byte-level BPE (Qwen2's kind) is expected.")
+    if model.get("dropout"):
+        raise ConfigError(f"the tokenizer drops merges at random (dropout={model['dropout']}); set it to null.")
     missing = [c for c in _BYTES if c not in vocabulary]
     if missing:
         raise ConfigError(
