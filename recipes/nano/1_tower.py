@@ -11,7 +11,19 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from common import BUILD, WIDTH, SceneMaker, SceneSettings, compiled, feed, grid_of, patches_of, sprites, start_weights, tower
+from common import (
+    BUILD,
+    WIDTH,
+    SceneMaker,
+    SceneSettings,
+    compiled,
+    feed,
+    grid_of,
+    patches_of,
+    sprites,
+    start_weights,
+    tower,
+)
 
 from foveal.data.dense import class_names, dense_targets
 from foveal.train.checkpoint import append_json, read_checkpoint
@@ -19,15 +31,23 @@ from foveal.train.dense import DenseHeads
 from foveal.train.loop import run
 from foveal.train.stage import Stage
 
-SCENES = SceneSettings(kinds=(0.15, 0.6, 0.25), objects=(2, 5), turn_deg=20, stretch=1.25, tint=0.22)
-PICTURES = replace(SCENES, kinds=(1.0, 0.0, 0.0), side=(0.5, 0.6))
+SCENES = SceneSettings(kinds=(0.25, 0.55, 0.2), objects=(2, 5), turn_deg=20, stretch=1.25, tint=0.22)
+BENT = {"turn_deg": 22.0, "stretch": 1.4, "tint": 0.25, "warp": 0.09, "erase": 0.12, "wild": 0.35}
+PICTURES = replace(SCENES, kinds=(1.0, 0.0, 0.0), side=(0.48, 0.6))
 RATES = (("vision.*", 1.5e-3), ("adapter.*", 1.5e-3), ("heads.*", 1.5e-3))
 STAGES = {
     "edges": (Stage(name="edges", steps=1000, batch=32, trainable=RATES, warmup=300, floor=0.9), SCENES, None, None),
     "pictures": (
         Stage(name="pictures", steps=2500, batch=128, trainable=RATES, warmup=100, floor=0.3), PICTURES, (3, 3), "edges",
     ),
-    "tower": (Stage(name="tower", steps=5000, batch=32, trainable=RATES, warmup=100), SCENES, None, "pictures"),
+    "bent": (
+        Stage(name="bent", steps=2200, batch=128, trainable=RATES, warmup=100, floor=0.4, weight_decay=0.1),
+        replace(PICTURES, **BENT), (3, 3), "pictures",
+    ),
+    "tower": (
+        Stage(name="tower", steps=2200, batch=32, trainable=RATES, warmup=100, floor=0.2, weight_decay=0.1),
+        replace(SCENES, **BENT), None, "bent",
+    ),
 }  # fmt: skip
 """Stage, look of its scenes, its grid if it has only one, and the stage it goes on from."""
 
@@ -82,11 +102,13 @@ def main() -> None:
 
 
 def take_over(network: torch.nn.Module, path) -> None:  # type: ignore[no-untyped-def]
-    """Fills a network with the float32 weights of an earlier stage; every tensor must be there."""
+    """Fills a network with the float32 weights of an earlier stage; only the class head may be of another size."""
     kept, _ = read_checkpoint(path)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            parameter.copy_(kept[f"master/{name}"])
+            old = kept[f"master/{name}"]
+            if old.shape == parameter.shape or not name.startswith("heads.thing"):
+                parameter.copy_(old)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,13 @@ from foveal.train.stage import Stage
 
 LENGTH = 160
 SCENES = SceneSettings(
-    kinds=(0.2, 0.5, 0.3), objects=(2, 4), turn_deg=20, stretch=1.25, tint=0.22, shape_share=0.12
-)
+    kinds=(0.2, 0.5, 0.3), objects=(2, 4), shape_share=0.12,
+    turn_deg=22, stretch=1.4, tint=0.25, warp=0.08, erase=0.08, wild=0.3,
+)  # fmt: skip
 STAGES = {
     "align": (
         Stage(
-            name="align", steps=5000, batch=8, warmup=200, floor=0.3,
+            name="align", steps=3000, batch=8, warmup=200, floor=0.3,
             trainable=(("vlm.vision.*", None), ("vlm.adapter.*", None), ("vlm.language.*", 1.5e-3), ("heads.*", None)),
         ),
         replace(SCENES, kinds=(0.4, 0.4, 0.2), objects=(2, 3)),
@@ -37,7 +38,7 @@ STAGES = {
     ),
     "joint": (
         Stage(
-            name="joint", steps=9000, batch=16, warmup=200,
+            name="joint", steps=8000, batch=16, warmup=100, weight_decay=0.1, average=0.998,
             trainable=(("vlm.vision.*", 5e-4), ("vlm.adapter.*", 5e-4), ("vlm.language.*", 8e-4), ("heads.*", 5e-4)),
         ),
         SCENES,
@@ -89,7 +90,7 @@ def main() -> None:
         value, visual, figures = answer_loss(whole["vlm"], pack)
         if not freeze:
             dense, more = whole["heads"].loss(visual, target)
-            value = value + 0.15 * dense
+            value = value + 0.3 * dense
             figures |= {k: more[k] for k in ("named", "box_error")}
         return value, figures
 

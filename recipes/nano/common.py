@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from foveal.adapter.merger import Merger
-from foveal.data.scenes import GRIDS, Kind, Scene, SceneMaker, SceneSettings
+from foveal.data.scenes import GRIDS, Scene
 from foveal.data.sprites import SpriteSet
 from foveal.processing.patches import Normalize, image_patches
 from foveal.processing.resize import PatchGrid
@@ -99,6 +99,3 @@ def start_weights(module: torch.nn.Module, seed: int) -> None:
                 parameter.zero_()
             else:
                 parameter.fill_(1.0)
-
-
-

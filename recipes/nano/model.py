@@ -1,6 +1,5 @@
 """Nano's network and processing, and conversations about scenes as packed batches."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from common import BUILD, GRID, VISION, WIDTH
 from PIL import Image
 
-from foveal.core.packed import Packed, Run, Span, join
+from foveal.core.packed import Packed, Run, Span
 from foveal.data.questions import Question
 from foveal.data.scenes import Scene
 from foveal.families.qwen2_vl import FAMILY, Config
@@ -19,8 +18,8 @@ from foveal.language.decoder import DecoderConfig
 from foveal.processing.processor import Processor
 from foveal.processing.tokens import Tokenizer
 
-VOCABULARY = 1728
-"""Rows of the embedding: the tokenizer's 1703 entries, rounded up to a multiple of 64."""
+VOCABULARY = 1600
+"""Rows of the embedding: the tokenizer's 1577 entries, rounded up to a multiple of 64."""
 
 LANGUAGE = DecoderConfig(
     width=WIDTH,
@@ -107,6 +106,3 @@ def answer_loss(vlm: VLM, pack: Packed) -> tuple[torch.Tensor, torch.Tensor, dic
     value = F.cross_entropy(scores, wanted)
     right = (scores.argmax(-1) == wanted).float().mean().item()
     return value, out.kept["adapter"], {"answer_loss": value.item(), "answer_tokens": right}
-
-
-

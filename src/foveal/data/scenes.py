@@ -70,6 +70,9 @@ class SceneSettings:
         turn_deg: largest turn either way.
         stretch: largest change of an object's aspect ratio, as a factor.
         tint: largest change of a colour channel, as a share.
+        warp: how far objects are bent, as a share of half their size (standard deviation).
+        erase: chance that a ninth of an object is cut out.
+        wild: chance of strong changes of contrast; half of it that of pale colours.
         overlap: largest share of an object that another may cover.
         shape_share: chance that an object is a plain coloured shape.
         backgrounds: how many backgrounds are made and then cut, mirrored and tinted at random.
@@ -82,6 +85,9 @@ class SceneSettings:
     turn_deg: float = 15.0
     stretch: float = 1.15
     tint: float = 0.15
+    warp: float = 0.0
+    erase: float = 0.0
+    wild: float = 0.0
     overlap: float = 0.08
     shape_share: float = 0.08
     backgrounds: int = 400
@@ -91,6 +97,9 @@ class SceneSettings:
             raise ConfigError(f"kinds {self.kinds} must add up to 1.")
         if not 1 <= self.objects[0] <= self.objects[1] or not 1 <= self.equal[0] <= self.equal[1]:
             raise ConfigError(f"objects {self.objects} and equal {self.equal} must be rising counts from 1.")
+
+
+_CHANNELS = np.arange(3)
 
 
 class SceneMaker:
@@ -103,6 +112,7 @@ class SceneMaker:
             raise ConfigError(f"split is {split!r}; expected one of {', '.join(SPLITS)}.")
         self.sprites, self.split, self.settings, self.seed = sprites, split, settings, seed
         self._backgrounds: dict[int, np.ndarray] = {}
+        self._premultiplied: dict[int, tuple[np.ndarray, Image.Image]] = {}
 
     def random(self, index: int) -> np.random.Generator:
         """The generator that scene `index` is drawn with; streams of the two splits never meet."""
@@ -119,7 +129,8 @@ class SceneMaker:
         objects: list[Placed] = []
         things = self._things(random, kind)  # type: ignore[arg-type]
         for name, colour, rgba, title in things:
-            box = self._paste(random, canvas, owners, rgba, objects, len(things))
+            tint = None if colour else self._tint(random)
+            box = self._paste(random, canvas, owners, rgba, tint, objects, len(things))
             if box is not None:
                 objects.append(Placed(name=name, box=box, colour=colour, title=title))
         return Scene(kind=kind, image=canvas, owners=owners, objects=tuple(objects))  # type: ignore[arg-type]
@@ -154,11 +165,7 @@ class SceneMaker:
         # First an artist, then one of their styles, so that an artist with three styles does not rule.
         artist = sorted(by_artist)[int(random.integers(len(by_artist)))]
         sprite = by_artist[artist][int(random.integers(len(by_artist[artist])))]
-        rgba = sprite.rgba.copy()
-        tint = 1 + random.uniform(-self.settings.tint, self.settings.tint, 3)
-        bright = 1 + random.uniform(-self.settings.tint, self.settings.tint)
-        rgba[..., :3] = np.clip(rgba[..., :3] * (tint * bright).astype(np.float32), 0, 255).astype(np.uint8)
-        return name, "", rgba, f"{sprite.source}/{sprite.title}"
+        return name, "", sprite.rgba, f"{sprite.source}/{sprite.title}"
 
     def _background(self, random: np.random.Generator, width: int, height: int) -> np.ndarray:
         number = int(random.integers(self.settings.backgrounds))
@@ -174,19 +181,60 @@ class SceneMaker:
         return np.clip(cut.astype(np.float32) * gain, 0, 255).astype(np.uint8)
 
     def _turned(self, random: np.random.Generator, rgba: np.ndarray, longest_px: float) -> np.ndarray:
-        """The picture mirrored, stretched, sized and turned at random, cut to what is visible."""
-        if random.random() < 0.5:
-            rgba = rgba[:, ::-1]
+        """The picture mirrored, stretched, sized, turned and bent at random, cut to what is visible.
+
+        Colours come multiplied with their opacity, as resizing needs them.
+        """
         settings = self.settings
         stretch = settings.stretch ** random.uniform(-0.5, 0.5)
         height, width = rgba.shape[0] * stretch, rgba.shape[1] / stretch
         scale = longest_px / max(height, width)
         size = max(4, round(width * scale)), max(4, round(height * scale))
-        picture = Image.fromarray(rgba).resize(size, Image.Resampling.BILINEAR)
-        angle = random.uniform(-settings.turn_deg, settings.turn_deg)
-        if abs(angle) > 2:
-            picture = picture.rotate(angle, Image.Resampling.BILINEAR, expand=True)
-        return trim(np.asarray(picture))
+        mirror, angle = random.random() < 0.5, random.uniform(-settings.turn_deg, settings.turn_deg)
+        source = self._source(rgba)
+        if settings.warp:
+            picture = _bent(random, source, size, mirror, angle, settings.warp)
+        else:
+            picture = source.resize(size, Image.Resampling.BILINEAR)
+            if mirror:
+                picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            if abs(angle) > 2:
+                picture = picture.rotate(angle, Image.Resampling.BILINEAR, expand=True)
+        pixels = np.array(picture)
+        if random.random() < settings.erase:
+            h, w = pixels.shape[0] // 3, pixels.shape[1] // 3
+            y, x = int(random.integers(pixels.shape[0] - h + 1)), int(random.integers(pixels.shape[1] - w + 1))
+            pixels[y : y + h, x : x + w] = 0
+        return trim(pixels)
+
+    def _coloured(self, random: np.random.Generator, piece: np.ndarray, tint: np.ndarray) -> np.ndarray:
+        """The colours of a piece, tinted and now and then paled."""
+        colour = tint[_CHANNELS, piece[..., :3]]
+        if random.random() < self.settings.wild / 2:
+            grey = colour.mean(-1, keepdims=True)
+            colour = (grey + (colour - grey) * random.uniform(0.0, 0.7)).astype(np.uint8)
+        return colour
+
+    def _source(self, rgba: np.ndarray) -> Image.Image:
+        """The picture with colours multiplied by opacity, kept for the next time."""
+        key = id(rgba)
+        if key not in self._premultiplied or self._premultiplied[key][0] is not rgba:
+            if len(self._premultiplied) > 4096:
+                self._premultiplied.clear()
+            self._premultiplied[key] = rgba, Image.fromarray(rgba).convert("RGBa")
+        return self._premultiplied[key][1]
+
+    def _tint(self, random: np.random.Generator) -> np.ndarray:
+        """A new value for every value 0..255 of the three channels and (unchanged) of opacity [4, 256]."""
+        gains = 1 + random.uniform(-self.settings.tint, self.settings.tint, 4)
+        values = np.linspace(0, 1, 256)
+        if random.random() < self.settings.wild:
+            values = values ** random.uniform(0.6, 1.6)
+            if random.random() < 0.3:
+                levels = int(random.integers(3, 7))
+                values = np.round(values * levels) / levels
+        table = 255 * values[None] * (gains[:3] * gains[3])[:, None]
+        return np.clip(table, 0, 255).astype(np.uint8)
 
     def _paste(
         self,
@@ -194,6 +242,7 @@ class SceneMaker:
         canvas: np.ndarray,
         owners: np.ndarray,
         rgba: np.ndarray,
+        tint: np.ndarray | None,
         placed: list[Placed],
         count: int,
     ) -> tuple[float, float, float, float] | None:
@@ -202,21 +251,50 @@ class SceneMaker:
         low, high = self.settings.side
         high = {1: min(0.95, high * 1.7), 2: high * 1.15}.get(count, high * (1 - 0.1 * (count - 3)))
         unit = (height * width) ** 0.5
+        piece = rgba
         for attempt in range(30):
-            side = unit * (low + (high - low) * random.random() * 0.93**attempt)
-            piece = self._turned(random, rgba, min(side, width - 2.0, height - 2.0)) if attempt % 5 == 0 else piece
+            if attempt % 5 == 0:
+                side = unit * (low + (high - low) * random.random() * 0.93**attempt)
+                piece = self._turned(random, rgba, min(side, width - 2.0, height - 2.0))
             h, w = piece.shape[:2]
             if h > height or w > width:
                 continue
             x, y = int(random.integers(width - w + 1)), int(random.integers(height - h + 1))
             box = (float(x), float(y), float(x + w), float(y + h))
             if all(_covered(box, other.box) <= self.settings.overlap for other in placed):
-                alpha = piece[..., 3:].astype(np.float32) / 255
+                clear = 255 - piece[..., 3:].astype(np.uint16)
+                colour = piece[..., :3] if tint is None else self._coloured(random, piece, tint)
                 area = canvas[y : y + h, x : x + w]
-                area[:] = (area + (piece[..., :3] - area.astype(np.float32)) * alpha).astype(np.uint8)
+                area[:] = np.minimum(colour + (area * clear + 127) // 255, 255)
                 owners[y : y + h, x : x + w][piece[..., 3] > 127] = len(placed) + 1
                 return box
         return None
+
+
+def _bent(
+    random: np.random.Generator, source: Image.Image, size: tuple[int, int], mirror: bool, angle: float, warp: float
+) -> Image.Image:
+    """Scales, mirrors, turns and bends a picture in one pass: a 3 x 3 net of points, each moved at random."""
+    canvas = round(size[0] * 1.3), round(size[1] * 1.3)
+    line = np.array([-1.3, 0.0, 1.3])
+    net = np.stack(np.meshgrid(line, line), -1)  # (x, y) of the net's points on the canvas, 1 = the picture's edge
+    net = net * size
+    turn = np.deg2rad(angle)
+    net = net @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    net = net / size + random.normal(0, warp, (3, 3, 2))
+    if mirror:
+        net[..., 0] *= -1
+    net = (net + 1) / 2 * source.size
+    xs, ys = (0, canvas[0] // 2, canvas[0]), (0, canvas[1] // 2, canvas[1])
+    data = [
+        (
+            (xs[j], ys[i], xs[j + 1], ys[i + 1]),
+            (*net[i, j], *net[i + 1, j], *net[i + 1, j + 1], *net[i, j + 1]),
+        )
+        for i in range(2)
+        for j in range(2)
+    ]
+    return source.transform(canvas, Image.Transform.MESH, data, Image.Resampling.BILINEAR)
 
 
 def _covered(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from foveal.core.errors import FovealError
@@ -52,7 +51,7 @@ def run(
     rows = stage.rates(network.named_parameters())
     for _, parameter, _ in rows:
         parameter.requires_grad_(True)
-    optimizer = MasterAdamW(rows, weight_decay=stage.weight_decay, betas=stage.betas)
+    optimizer = MasterAdamW(rows, weight_decay=stage.weight_decay, betas=stage.betas, average=stage.average)
     path = folder / "last.safetensors"
     step = 0
     if path.exists():
@@ -60,7 +59,8 @@ def run(
         optimizer.restore(kept)
         log.info("stage %s goes on at step %d of %d", stage.name, step, stage.steps)
     network.train()
-    since, sums, seen = time.perf_counter(), {}, 0
+    sums: dict[str, float] = {}
+    since, seen = time.perf_counter(), 0
     for batch in _until(batches(step), stage.steps - step):
         value, figures = loss(batch)
         if not math.isfinite(value.item()):

@@ -17,6 +17,8 @@ class MasterAdamW:
     Args:
         rows: (name, parameter, rate) of everything that learns.
         weight_decay: on tensors of two or more dimensions.
+        betas: AdamW's.
+        average: share of the old value in the running average of the weights after each step (Polyak); 0 for none.
     """
 
     def __init__(
@@ -25,9 +27,12 @@ class MasterAdamW:
         *,
         weight_decay: float,
         betas: tuple[float, float],
+        average: float = 0.0,
     ) -> None:
-        self.rows = list(rows)
+        self.rows, self.average = list(rows), average
         self.masters = [p.detach().float().clone() for _, p, _ in self.rows]
+        self.averages = [m.clone() for m in self.masters] if average else []
+        self.steps = 0
         groups: dict[tuple[float, bool], list[Tensor]] = {}
         for (_, parameter, rate), master in zip(self.rows, self.masters, strict=True):
             groups.setdefault((rate, parameter.ndim >= 2), []).append(master)
@@ -50,14 +55,19 @@ class MasterAdamW:
         for group, rate in zip(self.adam.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.adam.step()
+        self.steps += 1
         with torch.no_grad():
+            if self.averages:
+                # At the beginning the average forgets faster, or it would keep the first weights for long.
+                old = min(self.average, self.steps / (self.steps + 10))
+                torch._foreach_lerp_(self.averages, self.masters, 1 - old)
             for (_, parameter, _), master in zip(self.rows, self.masters, strict=True):
                 parameter.copy_(master)
         return norm
 
     def state(self) -> dict[str, Tensor]:
         """Everything needed to go on, as named tensors."""
-        kept = {}
+        kept = {f"average/{name}": a for (name, _, _), a in zip(self.rows, self.averages, strict=False)}
         for (name, _, _), master in zip(self.rows, self.masters, strict=True):
             kept[f"master/{name}"] = master
             for key, value in self.adam.state.get(master, {}).items():
@@ -71,10 +81,15 @@ class MasterAdamW:
         if wanted != found:
             odd = sorted(wanted ^ found)
             raise WeightsError(f"the checkpoint is of another stage: it differs in {len(odd)} tensors, e.g. {odd[:3]}.")
+        for (name, _, _), mean in zip(self.rows, self.averages, strict=False):
+            with torch.no_grad():
+                mean.copy_(kept[f"average/{name}"] if f"average/{name}" in kept else kept[f"master/{name}"])
         for (name, parameter, _), master in zip(self.rows, self.masters, strict=True):
             with torch.no_grad():
                 master.copy_(kept[f"master/{name}"])
                 parameter.copy_(master)
             self.adam.state[master] = {
-                key: kept[f"{key}/{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in kept
+                key: kept[f"{key}/{name}"].clone()
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{key}/{name}" in kept
             }

@@ -27,6 +27,7 @@ class Stage:
         weight_decay: AdamW's, on matrices only.
         betas: AdamW's.
         clip: largest norm of the gradient.
+        average: decay of the running average of the weights that checkpoints keep beside them; 0 for none.
         save_every, log_every: steps between checkpoints and between log lines.
     """
 
@@ -39,6 +40,7 @@ class Stage:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = 1.0
+    average: float = 0.0
     save_every: int = 500
     log_every: int = 50
 
