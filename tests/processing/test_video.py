@@ -218,6 +218,11 @@ def test_nframes_is_rounded_to_even():
     assert len(plan_frames(1000, 10, FRAMES, fps=10, max_frames=1000)) == 1000  # the cap is an option
 
 
+def test_a_single_frame_is_shown_twice():
+    assert plan_frames(0.1, 10, FRAMES) == plan_frames(0.1, 10, FRAMES, nframes=2) == (0, 0)
+    assert plan_frames(0.3, 10, Frames(multiple=4)) == (0, 1, 2, 2)
+
+
 def test_windows():
     assert plan_frames(10, 10, FRAMES, start_s=0.3, end_s=0.6, nframes=4) == (3, 4, 5, 6)
     assert plan_frames(10, 10, FRAMES, start_s=9.5)[-1] == 99
@@ -233,9 +238,9 @@ def test_windows():
     [
         ({"fps": 2, "nframes": 4}, "give one"),
         ({"max_frames": 8, "nframes": 4}, "give one"),
-        ({"nframes": 103}, "offers 2 to 100"),
-        ({"nframes": 1}, "offers 2 to 100"),
-        ({"nframes": -4}, "offers 2 to 100"),
+        ({"nframes": 103}, "2 to 100 frames"),
+        ({"nframes": 1}, "2 to 100 frames"),
+        ({"nframes": -4}, "2 to 100 frames"),
         ({"fps": 0}, "above 0"),
         ({"fps": -1}, "above 0"),
         ({"fps": math.inf}, "above 0"),

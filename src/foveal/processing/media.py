@@ -98,10 +98,11 @@ def open_bytes(source: Any, *, budget: MediaBudget) -> Iterator[io.BufferedIOBas
     if isinstance(source, str) and source[:5].lower() == "data:":
         source = _data_url(source, name, budget)
     if isinstance(source, bytes | bytearray | memoryview):
-        _check_bytes(len(source) if isinstance(source, bytes | bytearray) else source.nbytes, name, budget)
-        if not len(source):
+        size = memoryview(source).nbytes
+        _check_bytes(size, name, budget)
+        if not size:
             raise MediaError(f"{name} is empty (0 bytes).")
-        yield io.BytesIO(source)
+        yield io.BytesIO(bytes(source))  # copies only what is not bytes already
         return
     if not isinstance(source, str | os.PathLike):
         raise InputError(
@@ -133,10 +134,8 @@ def describe(source: Any) -> str:
         return f"PIL image ({source.mode}, {source.width} x {source.height})"
     if isinstance(source, np.ndarray):
         return f"array ({source.dtype}, {' x '.join(map(str, source.shape))})"
-    if isinstance(source, bytes | bytearray):
-        return f"bytes ({len(source):,} of them)"
-    if isinstance(source, memoryview):
-        return f"bytes ({source.nbytes:,} of them)"
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"{memoryview(source).nbytes:,} bytes"
     if isinstance(source, list | tuple):
         return f"list of {len(source)} frames"
     if not isinstance(source, str | os.PathLike):

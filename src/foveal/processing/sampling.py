@@ -72,15 +72,15 @@ def choose_frames(
         if max_frames is not None:
             raise InputError(f"nframes={nframes} and max_frames={max_frames} were both given; give one.")
         count = round(nframes / frames.multiple) * frames.multiple
-        if not frames.multiple <= count <= total:
-            raise InputError(f"nframes={nframes}; {name} offers {frames.multiple} to {total} frames.")
+        if not frames.multiple <= count <= max(total, frames.multiple):
+            raise InputError(f"nframes={nframes}; of {name} {frames.multiple} to {total} frames can be taken.")
     else:
         low = math.ceil(frames.min_frames / frames.multiple) * frames.multiple
         high = (frames.max_frames if max_frames is None else max_frames) // frames.multiple * frames.multiple
         wish = total / native_fps * (float(frames.fps) if fps is None else positive("fps", fps))
         count = math.floor(min(max(wish, low), high, total) / frames.multiple) * frames.multiple
-    if count == 0:  # fewer frames than a patch has
-        return tuple([*range(first, last + 1)] + [last] * (frames.multiple - total)), native_fps
+    if total < frames.multiple:  # fewer than a patch has
+        return tuple([*range(first, last + 1)] + [last] * (frames.multiple - total)), float(native_fps)
     return _spread(first, last, count), count / total * native_fps
 
 

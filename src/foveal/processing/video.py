@@ -115,17 +115,18 @@ def _listed(
         raise InputError(f"{name} is longer than max_frames={max_frames}; drop some, a list is never thinned out.")
     count = math.ceil(len(source) / multiple) * multiple
     _check_count(count, budget, name)
-    size = open_image(source[0], budget=budget).size
+    first = open_image(source[0], budget=budget)
 
     def pictures() -> Iterator[Image.Image]:
-        for number, item in enumerate(source):
-            picture = open_image(item, budget=budget)
-            if picture.size != size:
-                raise InputError(f"frame {number} is {picture.size} px, frame 0 {size}; frames must be equal in size.")
+        yield first
+        for number in range(1, len(source)):
+            picture = open_image(source[number], budget=budget)
+            if picture.size != first.size:
+                raise InputError(f"frame {number} is {picture.size} px, frame 0 {first.size}; they must be equal.")
             yield picture
 
     times = tuple(k / rate for k in range(count))
-    return Clip(frames=stack.filled(pictures(), count, size), times_s=times, fps=rate, source_size=size)
+    return Clip(frames=stack.filled(pictures(), count, first.size), times_s=times, fps=rate, source_size=first.size)
 
 
 @dataclass(frozen=True)
