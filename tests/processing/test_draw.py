@@ -76,13 +76,32 @@ def test_labels_of_neighbours_do_not_cover_each_other():
     assert not drawing._overlap(a, b)
 
 
-def test_chinese_is_written_in_a_system_font_or_as_escapes(monkeypatch):
-    monkeypatch.setattr(drawing, "_system_font", lambda: None)
-    words, font = drawing._legible("猫 cat", 14)
-    assert words == "\\u732b cat"
+def test_letters_that_no_font_has_are_written_as_escapes(monkeypatch):
+    monkeypatch.setattr(drawing, "_system_fonts", tuple)
+    words, font = drawing._legible("猫 é…", 14)
+    assert words == "\\u732b \\xe9…"
     assert font.getlength(words) > 0
-    words, _ = drawing._legible("Größe…", 14)
-    assert words == "Größe…"
+    assert changed(GREY, draw(GREY, [box("猫", 50, 50, 200, 200)])) is not None
+
+
+def test_a_font_of_the_system_is_taken_where_it_has_more_letters(monkeypatch):
+    truetype, other = drawing.ImageFont.truetype, drawing.ImageFont.load_default(15)
+    monkeypatch.setattr(drawing, "_system_fonts", lambda: ("some.ttf",))
+    monkeypatch.setattr(
+        drawing.ImageFont, "truetype", lambda path, *a, **k: other if path == "some.ttf" else truetype(path, *a, **k)
+    )
+    monkeypatch.setattr(drawing, "_lacking", lambda font, words: {"é"} if font is other else {"猫", "é"})
+    words, font = drawing._legible("猫é", 14)
+    assert words == "猫\\xe9"
+    assert font is other
+
+
+def test_endless_labels_are_cut_at_once():
+    import time
+
+    began = time.perf_counter()
+    draw(GREY, [box("word " * 20_000, 10, 50, 100, 100)])
+    assert time.perf_counter() - began < 5
 
 
 def test_every_colour_of_labels_is_readable():

@@ -11,11 +11,18 @@ from foveal.core.box import Box, ImageView, Space
 # Far apart in hue and usable on light and dark pictures.
 _COLOURS = ((230, 25, 75), (0, 130, 200), (60, 160, 60), (245, 130, 48), (145, 30, 180), (0, 128, 128),
             (240, 50, 230), (128, 90, 20), (255, 225, 25), (70, 240, 240))  # fmt: skip
-_CJK_FONTS = ("wqy-microhei", "wqy-zenhei", "notosanscjk", "notoserifcjk", "sourcehansans", "pingfang", "stheiti",
-              "hiragino", "msyh", "simhei", "simsun", "droidsansfallback", "uming", "ukai")  # fmt: skip
+_FONTS = (
+    # Chinese, Japanese and Korean with Latin
+    ("wqy-microhei", "wqy-zenhei", "notosanscjk", "notoserifcjk", "sourcehansans", "pingfang", "stheiti",
+     "hiragino", "msyh", "simhei", "simsun", "droidsansfallback", "uming", "ukai"),
+    # Latin with accents, Greek, Cyrillic
+    ("dejavusans.", "notosans-regular", "liberationsans-regular", "arial.", "helvetica", "segoeui."),
+)  # fmt: skip
 _FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts",
                  "/System/Library/Fonts", "/Library/Fonts", "C:/Windows/Fonts")  # fmt: skip
 _SMALLEST_LETTER_PX = 9
+_LONGEST_LABEL = 120  # letters; no picture has room for more
+_NOWHERE = "\U0010fffe"  # a code point that is no character, so that no font has it
 
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -27,8 +34,9 @@ def draw(picture: Image.Image, boxes: Iterable[Box], *, view: ImageView | None =
 
     Lines and letters grow with the picture; equal labels get equal colours. A label stands on a filled
     ground above its box, else inside or below it, and always within the picture; one that is too long is
-    set smaller, then cut with an ellipsis. Letters that Pillow's own font lacks (Chinese, Japanese, Korean) are
-    set in a font of the system if it has one; else they are written as escapes such as `\\u732b`.
+    set smaller, then cut with an ellipsis. Pillow's own font has ASCII only; for other letters (accents, Chinese)
+    a font of the system is taken if it has more of them, and what is lacking still is written as escapes
+    such as `\\u732b`.
 
     Args:
         picture: the user's image, upright, as `foveal.processing.media.open_image` returns it.
@@ -50,7 +58,7 @@ def draw(picture: Image.Image, boxes: Iterable[Box], *, view: ImageView | None =
         pen.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=line)
     taken: list[Rectangle] = []
     for box, corners in placed:
-        if words := " ".join(box.label.split()):
+        if words := " ".join(box.label[: 4 * _LONGEST_LABEL].split())[:_LONGEST_LABEL]:
             taken.append(_write(pen, canvas.size, corners, words, letter_px, colour_of(box.label), taken))
     return canvas
 
@@ -113,25 +121,42 @@ def _fitted(pen: ImageDraw.ImageDraw, words: str, letter_px: int, room_px: int) 
 
 
 def _legible(words: str, letter_px: int) -> tuple[str, Font]:
-    """The words in letters that the returned font has."""
-    own = ImageFont.load_default(letter_px)
-    if all(ord(c) < 0x250 or c == "…" for c in words):
-        return words, own
-    path = _system_font()
-    if path is not None and isinstance(own, ImageFont.FreeTypeFont):
-        return words, ImageFont.truetype(path, letter_px)
-    return words.encode("ascii", "backslashreplace").decode("ascii"), own
+    """The words in letters that the returned font has; other letters as escapes."""
+    font: Font = ImageFont.load_default(letter_px)
+    lacking = _lacking(font, words)
+    for path in _system_fonts() if lacking else ():
+        other = ImageFont.truetype(path, letter_px)
+        if len(_lacking(other, words)) < len(lacking):
+            font, lacking = other, _lacking(other, words)
+    return "".join(c.encode("ascii", "backslashreplace").decode() if c in lacking else c for c in words), font
+
+
+def _lacking(font: Font, words: str) -> set[str]:
+    """Characters that the font would show as its empty box."""
+    foreign = {c for c in words if not c.isascii()}
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        return foreign  # the bitmap font of a Pillow without FreeType
+    box = bytes(font.getmask(_NOWHERE))
+    return {c for c in foreign if bytes(font.getmask(c)) == box}
 
 
 @cache
-def _system_font() -> str | None:
-    """A font of this machine that has Chinese letters, by its usual file name."""
-    for folder in _FONT_FOLDERS:
-        for path in sorted(Path(folder).expanduser().glob("**/*.[to]t[cf]")):
-            name = path.name.lower()
-            if any(known in name for known in _CJK_FONTS):
-                return str(path)
-    return None
+def _system_fonts() -> tuple[str, ...]:
+    """At most one font of this machine for each group of `_FONTS`, by the usual file names."""
+    files = [p for folder in _FONT_FOLDERS for p in sorted(Path(folder).expanduser().glob("**/*.[to]t[cf]"))]
+    found = []
+    for names in _FONTS:
+        known = (str(p) for name in names for p in files if p.name.lower().startswith(name))
+        found += [path for path in known if _readable(path)][:1]
+    return tuple(found)
+
+
+def _readable(path: str) -> bool:
+    try:
+        ImageFont.truetype(path, 12)
+    except OSError:
+        return False
+    return True
 
 
 def _area(box: Rectangle) -> int:
