@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
 SCENE := examples/scene.png
+FIND := Find the dog.
 OUT := out
 
 .PHONY: help demo test test-all format check clean
@@ -23,7 +24,7 @@ help:
 demo: $(VENV)/ready
 	@mkdir -p $(OUT)
 	$(BIN)/foveal ask --image $(SCENE) "Describe the image."
-	$(BIN)/foveal ask --image $(SCENE) --draw $(OUT)/found.png "$$(cat examples/find.txt)"
+	$(BIN)/foveal ask --image $(SCENE) --draw $(OUT)/found.png "$(FIND)"
 	@echo "The picture with its box: $(OUT)/found.png"
 
 test: $(VENV)/ready-dev
