@@ -14,8 +14,6 @@ import torch
 from common import (
     BUILD,
     WIDTH,
-    SceneMaker,
-    SceneSettings,
     compiled,
     feed,
     grid_of,
@@ -26,6 +24,7 @@ from common import (
 )
 
 from foveal.data.dense import class_names, dense_targets
+from foveal.data.scenes import SceneMaker, SceneSettings
 from foveal.train.checkpoint import append_json, read_checkpoint
 from foveal.train.dense import DenseHeads
 from foveal.train.loop import run

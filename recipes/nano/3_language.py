@@ -10,12 +10,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from common import BUILD, WIDTH, SceneMaker, SceneSettings, compiled, feed, grid_of, sprites, start_weights
+from common import BUILD, WIDTH, compiled, feed, grid_of, sprites, start_weights
 from model import answer_loss, cut, learned_places, messages, network, processor
 
 from foveal.core.packed import join
 from foveal.data.dense import class_names, dense_targets
 from foveal.data.questions import Questioner
+from foveal.data.scenes import SceneMaker, SceneSettings
 from foveal.data.sprites import read_names
 from foveal.train.checkpoint import append_json, read_checkpoint
 from foveal.train.dense import DenseHeads
