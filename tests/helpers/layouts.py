@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-WORDS = "What is in this picture? Find the red bicycle. There are three cats. 描述这张图片 (12,34) \n\n x = 1 猫".split(" ")
+WORDS = "What is in this picture? Find the red bicycle. There are three cats. 描述这张图片 (12,34) \n\n x = 1 猫".split(
+    " "
+)
 
 
 def sentence(rng: np.random.Generator) -> str:

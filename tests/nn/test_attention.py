@@ -1,5 +1,7 @@
 """Ragged attention equals attention of every sequence alone."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -35,7 +37,7 @@ def test_packed_equals_each_alone(lengths, heads, causal):
         starts.append(starts[-1] + length)
     out = attend_packed(q, k, v, starts, causal=causal)
     assert out.shape == q.shape
-    for a, b in zip(starts, starts[1:], strict=False):
+    for a, b in itertools.pairwise(starts):
         if a < b:
             torch.testing.assert_close(out[a:b], plain(q[a:b], k[a:b], v[a:b], causal), rtol=0, atol=2e-6)
 

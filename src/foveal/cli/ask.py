@@ -86,8 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_files(arguments: argparse.Namespace) -> None:
     """Finds wrong names before a large model is loaded."""
-    from foveal.engine.answer import picture_format
     from foveal.core.media import MediaBudget
+    from foveal.engine.answer import picture_format
     from foveal.processing.media import open_bytes
 
     for source in (*arguments.image, *arguments.video):

@@ -68,7 +68,12 @@ class Box:
 
     @classmethod
     def mended(
-        cls, label: str, corners: tuple[float, float, float, float], space: Space, view: ImageView, image: int = 0
+        cls,
+        label: str,
+        corners: tuple[float, float, float, float],
+        space: Space,
+        view: ImageView,
+        image: int = 0,
     ) -> "Box":
         """A box from numbers of unknown quality: corners put in order and clipped, flagged where that was needed."""
         x1, y1, x2, y2 = corners

@@ -34,9 +34,7 @@ def frequencies(size: int, theta: float, device: torch.device) -> Float[Tensor, 
     return 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32, device=device) / size)
 
 
-def text_rotation(
-    positions: Int[Tensor, "A T"], *, head_dim: int, theta: float, section: Sequence[int]
-) -> Rotation:
+def text_rotation(positions: Int[Tensor, "A T"], *, head_dim: int, theta: float, section: Sequence[int]) -> Rotation:
     """M-RoPE (Qwen2-VL, section 2.1): frequency i follows the axis whose contiguous section holds it.
 
     `section` sums to head_dim / 2, one entry a position axis; with one axis this is plain RoPE.
