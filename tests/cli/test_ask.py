@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from foveal.cli.main import main
-from tests.helpers.scripted import say
 
 
 @pytest.fixture
@@ -18,24 +17,6 @@ def picture(tmp_path):
     path = tmp_path / "street.png"
     Image.new("RGB", (320, 240), "teal").save(path)
     return str(path)
-
-
-@pytest.fixture
-def talking(monkeypatch):
-    """Makes every model that a command loads say the given words."""
-    from foveal.engine import model
-
-    load = model.load
-
-    def script(words):
-        def scripted(*args, **kwargs):
-            made = load(*args, **kwargs)
-            say(made, words)
-            return made
-
-        monkeypatch.setattr(model, "load", scripted)
-
-    return script
 
 
 BICYCLE = [

@@ -7,8 +7,11 @@ import torch
 import foveal
 
 
-def say(vlm: foveal.Model, words: Sequence[str | int]) -> None:
-    """Makes `vlm` answer with these words: texts, special tokens by name, or ids; then the end of the turn."""
+def say(vlm: foveal.Model, words: Sequence[str | int], *, again: bool = False) -> None:
+    """Makes `vlm` answer with these words: texts, special tokens by name, or ids; then the end of the turn.
+
+    `again` starts over after that, for one question after the other.
+    """
     tokenizer = vlm.processor.tokenizer
     ids: list[int] = []
     for word in words:
@@ -24,7 +27,7 @@ def say(vlm: foveal.Model, words: Sequence[str | int]) -> None:
     def logits(hidden: torch.Tensor) -> torch.Tensor:
         nonlocal said
         scores = torch.zeros(len(hidden), vlm.config.language.vocab)
-        scores[:, script[min(said, len(script) - 1)]] = 99.0
+        scores[:, script[said % len(script) if again else min(said, len(script) - 1)]] = 99.0
         said += 1
         return scores
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveal.cli.output import NANO, folder_of, size, table
+from foveal.cli.output import NANO, size, table
 
 if TYPE_CHECKING:
     from foveal.families.describe import Described
@@ -27,9 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from foveal.families.describe import describe
+    from foveal.families.describe import describe, folder_of
 
-    described = describe(folder_of(arguments.model))
+    described = describe(folder_of(arguments.model, weights=False))
     record = _record(arguments.model, described, _stored(described.folder))
     print(json.dumps(record, indent=2, ensure_ascii=False) if arguments.json else _page(record))
     return 0

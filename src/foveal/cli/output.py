@@ -1,19 +1,8 @@
-"""What the verbs share: which folder a model's name means, and how numbers and tables are printed."""
+"""What the verbs share: how numbers and tables are printed."""
 
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
 
 NANO = "the small model inside"
-
-
-def folder_of(model: str | None) -> Path:
-    """The folder of a model's small files; weights are not fetched for it."""
-    if model is None:
-        return Path(str(resources.files("foveal") / "nano"))
-    from foveal.weights.hub import locate
-
-    return locate(model, weights=False)
 
 
 def size(count: int) -> str:

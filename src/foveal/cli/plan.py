@@ -5,7 +5,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from foveal.cli.output import NANO, folder_of, size, table
+from foveal.cli.output import NANO, size, table
 from foveal.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from foveal.families.describe import folder_of
     from foveal.families.plan import Planner, Request
     from foveal.processing.intake import Knobs
 
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         answer_tokens=arguments.answer,
         knobs=Knobs(**knobs),
     )
-    planner = Planner(folder_of(arguments.model), dtype=arguments.dtype)
+    planner = Planner(folder_of(arguments.model, weights=False), dtype=arguments.dtype)
     plan = planner.plan(request)
     memory = None if arguments.memory is None else int(arguments.memory * GIB)
     searched = bool(plan.media) and (memory is not None or not plan.fits_context)

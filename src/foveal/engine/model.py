@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ from foveal.engine.answer import Answer, Usage
 from foveal.engine.generate import start, steps
 from foveal.engine.request import Generation, Sampling, stop_ids
 from foveal.engine.speech import Speech
+from foveal.families.describe import folder_of
 from foveal.families.load import Loaded, save_folder
 from foveal.families.load import load as load_folder
 from foveal.families.vlm import VLM, Output
 from foveal.processing.messages import ImagePart, VideoPart, parse_conversation
 from foveal.processing.processor import PROCESS_OPTIONS
-from foveal.weights.hub import locate
 
 
 def load(
@@ -46,16 +45,11 @@ def load(
         ConfigError: the files describe something that Foveal does not compute.
         WeightsError: tensors are missing, surplus or damaged.
     """
-    folder = nano_folder() if name is None else locate(name, revision=revision)
+    folder = folder_of(name, revision=revision)
     loaded = load_folder(folder, dtype=dtype, device=default_device() if device is None else device)
     if not isinstance(loaded.network, VLM):
         raise ConfigError(f"{folder} holds a {loaded.family.name} model, which answers no questions.")
     return Model(loaded, budget=budget or MediaBudget())
-
-
-def nano_folder() -> Path:
-    """The checkpoint folder of the small model inside the package."""
-    return Path(str(resources.files("foveal") / "nano"))
 
 
 def sources_of(messages: Any) -> tuple[Any, ...]:

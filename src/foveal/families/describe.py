@@ -12,6 +12,17 @@ from foveal.core.config import read_json
 from foveal.core.errors import ConfigError, neighbours
 from foveal.families.base import Family
 from foveal.processing.processor import Processor
+from foveal.weights.hub import locate
+
+
+def folder_of(model: str | Path | None, *, revision: str | None = None, weights: bool = True) -> Path:
+    """The folder of a model: a checkpoint folder, a hub name, or None for the small model inside the package.
+
+    Without `weights` only the small files of a hub model are fetched.
+    """
+    if model is None:
+        return Path(str(resources.files("foveal") / "nano"))
+    return locate(model, revision=revision, weights=weights)
 
 
 @cache
