@@ -1,7 +1,8 @@
 """Stages 1 and 2: the tower and the merger learn to say, for every visual token, what is there and where.
 
-Command:  python recipes/nano/1_tower.py edges      # scenes, a short while: the picture's edges
+Command:  python recipes/nano/1_tower.py start      # one thing in a small picture, bent: first features
           python recipes/nano/1_tower.py pictures   # one thing in a small picture: names, cheaply
+          python recipes/nano/1_tower.py bent       # the same, bent: names that hold for other drawings
           python recipes/nano/1_tower.py tower      # scenes: names and boxes of several things
 """
 
@@ -35,16 +36,20 @@ BENT = {"turn_deg": 22.0, "stretch": 1.4, "tint": 0.25, "warp": 0.09, "erase": 0
 PICTURES = replace(SCENES, kinds=(1.0, 0.0, 0.0), side=(0.48, 0.6))
 RATES = (("vision.*", 1.5e-3), ("adapter.*", 1.5e-3), ("heads.*", 1.5e-3))
 STAGES = {
-    "edges": (Stage(name="edges", steps=1000, batch=32, trainable=RATES, warmup=300, floor=0.9), SCENES, None, None),
+    "start": (
+        Stage(name="start", steps=500, batch=128, trainable=RATES, warmup=200, floor=0.9, weight_decay=0.1),
+        replace(PICTURES, **BENT), (3, 3), None,
+    ),
     "pictures": (
-        Stage(name="pictures", steps=2500, batch=128, trainable=RATES, warmup=100, floor=0.3), PICTURES, (3, 3), "edges",
+        Stage(name="pictures", steps=1200, batch=128, trainable=RATES, warmup=50, floor=0.6, weight_decay=0.05),
+        PICTURES, (3, 3), "start",
     ),
     "bent": (
-        Stage(name="bent", steps=2200, batch=128, trainable=RATES, warmup=100, floor=0.4, weight_decay=0.1),
+        Stage(name="bent", steps=1900, batch=128, trainable=RATES, warmup=50, floor=0.3, weight_decay=0.1),
         replace(PICTURES, **BENT), (3, 3), "pictures",
     ),
     "tower": (
-        Stage(name="tower", steps=2200, batch=32, trainable=RATES, warmup=100, floor=0.2, weight_decay=0.1),
+        Stage(name="tower", steps=1800, batch=32, trainable=RATES, warmup=100, floor=0.2, weight_decay=0.1),
         replace(SCENES, **BENT), None, "bent",
     ),
 }  # fmt: skip

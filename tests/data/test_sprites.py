@@ -1,4 +1,4 @@
-"""Pictures, names, and the split by artist."""
+"""Pictures, names, and the split of the pictures."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from foveal.core.errors import ConfigError, InputError
-from foveal.data.sprites import ARTISTS, Sprite, SpriteSet, held_out_artist, read_names, trim
+from foveal.data.sprites import ARTISTS, Sprite, SpriteSet, held_out_source, read_names, trim
 
 TINY = Path(__file__).parent.parent / "data_files" / "sprites.npz"
 
@@ -21,22 +21,22 @@ def test_names_are_complete_and_unique() -> None:
         assert n.name.isascii() and n.plural.isascii() and not n.chinese.isascii()
 
 
-def test_every_name_holds_out_one_whole_artist() -> None:
+def test_every_name_holds_out_one_source() -> None:
     sprites = SpriteSet.load(TINY)
     for name in sprites.names:
-        train = {s.artist for s in sprites.pictures(name, "train")}
-        test = {s.artist for s in sprites.pictures(name, "test")}
-        assert len(test) == 1 and train and not train & test
+        train = {s.source for s in sprites.pictures(name, "train")}
+        test = {s.source for s in sprites.pictures(name, "test")}
         assert test == {sprites.held_out[name]}
+        assert train and not train & test
 
 
 def test_the_split_never_moves() -> None:
-    artists = ["microsoft", "google", "twitter"]
-    assert held_out_artist("dog", artists) == held_out_artist("dog", reversed(artists))
-    chosen = {held_out_artist(str(i), artists) for i in range(50)}
-    assert chosen == set(artists)
-    with pytest.raises(InputError, match="two artists"):
-        held_out_artist("dog", ["google"])
+    sources = ["flat", "3d", "twemoji", "noto"]
+    assert held_out_source("dog", sources) == held_out_source("dog", reversed(sources))
+    assert {held_out_source(str(i), sources) for i in range(50)} == {"3d", "noto"}
+    assert {held_out_source(str(i), ["flat", "twemoji"]) for i in range(50)} == {"flat", "twemoji"}
+    with pytest.raises(InputError, match="two sources"):
+        held_out_source("dog", ["noto", "noto"])
 
 
 def test_saved_pictures_come_back(tmp_path: Path) -> None:

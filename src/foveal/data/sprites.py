@@ -1,8 +1,8 @@
-"""Transparent pictures of named things, kept apart by who drew them.
+"""Transparent pictures of named things, some of them kept for tests.
 
 `names.json` lists the things (English, plural, Chinese) and, for each picture package, what the package calls
-them. A `SpriteSet` holds the pictures themselves. For every name one whole artist is held out of training,
-so that a test scene shows a drawing by somebody whose drawing of this thing was never trained on.
+them. A `SpriteSet` holds the pictures themselves. For every name the picture of one source is held out of training,
+so that a test scene shows a picture that was never trained on.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ ARTISTS = {
     "fx": "mozilla",
     "streamline": "streamline",
 }
-"""Who drew the pictures of each source. Styles of one artist copy each other, so they are split together."""
+"""Who drew the pictures of each source."""
 
 SPLITS = ("train", "test")
 
@@ -79,16 +79,21 @@ def read_names() -> tuple[Name, ...]:
     return tuple(Name(**row) for row in json.loads(text))
 
 
-def held_out_artist(name: str, artists: Iterable[str], seed: int = 0) -> str:
-    """The artist whose drawings of `name` are for tests only: chosen by a hash, so it never moves.
+RENDERED = ("3d", "noto", "noto-v1")
+"""Sources that tests are made of where a name has one: their artists drew it again, in another way, for another."""
 
-    Raises `InputError` when there are fewer than two artists, since nothing would be left to train on.
+
+def held_out_source(name: str, sources: Iterable[str], seed: int = 0) -> str:
+    """The source whose picture of `name` is for tests only: chosen by a hash, so it never moves.
+
+    Raises `InputError` when there are fewer than two sources, since nothing would be left to train on.
     """
-    known = sorted(set(artists))
+    known = sorted(set(sources))
     if len(known) < 2:
-        raise InputError(f"{name!r} was drawn by {known}; a split needs at least two artists.")
+        raise InputError(f"{name!r} has pictures from {known}; a split needs at least two sources.")
+    chosen = [source for source in known if source in RENDERED] or known
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return known[int.from_bytes(digest[:8], "big") % len(known)]
+    return chosen[int.from_bytes(digest[:8], "big") % len(chosen)]
 
 
 def trim(rgba: UInt8[np.ndarray, "H W 4"], threshold: int = 32) -> UInt8[np.ndarray, "h w 4"]:
@@ -108,14 +113,15 @@ class SpriteSet:
             raise InputError("a SpriteSet needs at least one picture.")
         self.sprites = tuple(sprites)
         self._by: dict[str, dict[str, list[Sprite]]] = {split: {} for split in SPLITS}
-        artists: dict[str, set[str]] = {}
+        sources: dict[str, set[str]] = {}
         for sprite in self.sprites:
-            artists.setdefault(sprite.name, set()).add(sprite.artist)
-        self.held_out = {name: held_out_artist(name, group, seed) for name, group in artists.items()}
+            sources.setdefault(sprite.name, set()).add(sprite.source)
+        self.held_out = {name: held_out_source(name, group, seed) for name, group in sources.items()}
+        """Name -> the source whose pictures of it are never trained on."""
         for sprite in self.sprites:
-            split = "test" if sprite.artist == self.held_out[sprite.name] else "train"
+            split = "test" if sprite.source == self.held_out[sprite.name] else "train"
             self._by[split].setdefault(sprite.name, []).append(sprite)
-        self.names = tuple(sorted(artists))
+        self.names = tuple(sorted(sources))
         """Every name, in alphabetical order."""
 
     def pictures(self, name: str, split: str) -> list[Sprite]:
