@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from foveal.core.errors import ConfigError, FovealError, InputError
-from foveal.engine.request import Generation, Sampling, stop_ids
+from foveal.engine.request import Generation, Sampling, answer_tokens, stop_ids
 from foveal.engine.sampling import choose, restrict
 
 NONE = torch.tensor([], dtype=torch.long)
@@ -128,3 +128,10 @@ def test_stop_ids():
     assert stop_ids({"eos_token_id": [3, 4]}, 9) == {3, 4}
     assert stop_ids({"eos_token_id": 3}, 9) == {3}
     assert stop_ids({}, 9) == {9}
+
+
+def test_length_when_nobody_says():
+    assert answer_tokens({"max_new_tokens": 256}, 512) == 256
+    assert answer_tokens({}, 512) == 512
+    with pytest.raises(ConfigError, match="max_new_tokens is 0"):
+        answer_tokens({"max_new_tokens": 0}, 512)

@@ -14,8 +14,13 @@ from foveal.language.cache import Cache
 DEFAULT_TOKENS = 512
 
 
-def start(batch: Packed, samplings: Sequence[Sampling], context_tokens: int) -> list[Generation]:
-    """One `Generation` a sequence; raises `ContextError` when prompt and answer cannot fit."""
+def start(
+    batch: Packed, samplings: Sequence[Sampling], context_tokens: int, default_tokens: int = DEFAULT_TOKENS
+) -> list[Generation]:
+    """One `Generation` a sequence; raises `ContextError` when prompt and answer cannot fit.
+
+    Where `max_tokens` is None an answer ends after `default_tokens` or at the end of the context.
+    """
     made = []
     for index, (sampling, length) in enumerate(zip(samplings, batch.lengths.tolist(), strict=True)):
         room = context_tokens - length
@@ -30,7 +35,7 @@ def start(batch: Packed, samplings: Sequence[Sampling], context_tokens: int) -> 
             Generation(
                 sampling=sampling,
                 prompt=batch.tokens[first : first + length].tolist(),
-                max_tokens=wanted or min(DEFAULT_TOKENS, room),
+                max_tokens=wanted or min(default_tokens, room),
             )
         )
     return made

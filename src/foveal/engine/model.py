@@ -11,8 +11,8 @@ from foveal.core.errors import ConfigError, InputError
 from foveal.core.media import MediaBudget
 from foveal.core.packed import Packed, join
 from foveal.engine.answer import Answer, Usage
-from foveal.engine.generate import start, steps
-from foveal.engine.request import Generation, Sampling, stop_ids
+from foveal.engine.generate import DEFAULT_TOKENS, start, steps
+from foveal.engine.request import Generation, Sampling, answer_tokens, stop_ids
 from foveal.engine.speech import Speech
 from foveal.families.describe import folder_of
 from foveal.families.load import Loaded, save_folder
@@ -83,6 +83,7 @@ class Model:
         self.family, self.config, self.processor = loaded.family, loaded.config, loaded.processor
         self.generation, self.budget = loaded.generation, budget
         self.sampling = Sampling.from_published(loaded.generation)
+        self.answer_tokens = answer_tokens(loaded.generation, DEFAULT_TOKENS)
         self.stop_ids = stop_ids(loaded.generation, self.processor.end_of_turn)
 
     @property
@@ -160,7 +161,7 @@ class Model:
 
     def _start(self, batch: Packed, options: Mapping[str, Any]) -> list[Generation]:
         sampling = self.sampling.changed(options)
-        return start(batch, [sampling] * len(batch), self.family.context(self.config))
+        return start(batch, [sampling] * len(batch), self.family.context(self.config), self.answer_tokens)
 
     def _steps(
         self, batch: Packed, generations: Sequence[Generation], chunk: int | None

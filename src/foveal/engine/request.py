@@ -15,7 +15,7 @@ class Sampling:
     """Choice of the next token. The defaults are greedy; a checkpoint's generation_config.json may say otherwise.
 
     Attributes:
-        max_tokens: longest answer; None means up to 512 or the end of the context.
+        max_tokens: longest answer; None means what generation_config.json says, or 512, or the end of the context.
         temperature: divides the scores; 0 takes the best token.
         top_k: keep the k best tokens; 0 keeps all.
         top_p: keep the smallest set of best tokens whose probability reaches this (Holtzman et al. 2020).
@@ -94,6 +94,16 @@ def stop_ids(published: Mapping[str, Any], fallback: int) -> frozenset[int]:
     if stated is None:
         return frozenset((fallback,))
     return frozenset(stated if isinstance(stated, list) else [stated])
+
+
+def answer_tokens(published: Mapping[str, Any], fallback: int) -> int:
+    """How long an answer may get when nobody says: `max_new_tokens` of generation_config.json, or `fallback`."""
+    stated = published.get("max_new_tokens")
+    if stated is None:
+        return fallback
+    if isinstance(stated, bool) or not isinstance(stated, int) or stated < 1:
+        raise ConfigError(f"generation_config.json: max_new_tokens is {stated!r}; expected a whole number above 0.")
+    return stated
 
 
 @dataclass
