@@ -1,6 +1,7 @@
-"""Stages 2 to 4: the language model learns to read the visual tokens, then everything learns together.
+"""Stages 5 to 7: the language model learns to read the visual tokens, then everything learns together.
 
-Command:  python recipes/nano/3_language.py align   # tower fixed; simple scenes
+Command:  python recipes/nano/3_language.py words   # tower of `bent`, fixed: how questions are answered (beside `tower`)
+          python recipes/nano/3_language.py align   # tower of `tower`, fixed; simple scenes
           python recipes/nano/3_language.py joint   # everything; scenes as in the test
 """
 
@@ -35,7 +36,7 @@ STAGES = {
             trainable=(("vlm.vision.*", None), ("vlm.adapter.*", None), ("vlm.language.*", 1.5e-3), ("heads.*", None)),
         ),
         replace(SCENES, kinds=(0.4, 0.4, 0.2), objects=(2, 3)),
-        "tower",
+        ("tower", "words"),
     ),
     "joint": (
         Stage(
@@ -43,7 +44,7 @@ STAGES = {
             trainable=(("vlm.vision.*", 5e-4), ("vlm.adapter.*", 5e-4), ("vlm.language.*", 8e-4), ("heads.*", 5e-4)),
         ),
         SCENES,
-        "align",
+        ("tower", "align"),
     ),
 }  # fmt: skip
 
@@ -59,15 +60,15 @@ def main() -> None:
     index = {name: i for i, name in enumerate(names)}
     whole = torch.nn.ModuleDict({"vlm": network(), "heads": DenseHeads(WIDTH, len(names))})
     start_weights(whole, seed=2)
-    kept, _ = read_checkpoint(BUILD / before / "last.safetensors")
     whole.to(torch.bfloat16)
-    load_masters(whole, kept, from_tower=before == "tower")
+    for earlier in before:
+        take_over(whole, BUILD / earlier / "last.safetensors")
     compiled(whole)
     reader = processor()
     plurals = {n.name: n.plural for n in read_names()}
     asker = Questioner(plurals)
-    maker = SceneMaker(pictures, "train", settings, seed=2 if stage.name == "align" else 3)
-    freeze = stage.name == "align"
+    maker = SceneMaker(pictures, "train", settings, seed=2 + list(STAGES).index(stage.name))
+    freeze = stage.name != "joint"
 
     def conversation(scene, random):  # type: ignore[no-untyped-def]
         first = random.random() < 0.1
@@ -125,16 +126,18 @@ def asked(asker, random, scene):  # type: ignore[no-untyped-def]
     return [q for q in found if q is not None]
 
 
-def load_masters(whole, kept, *, from_tower: bool) -> None:  # type: ignore[no-untyped-def]
-    """Takes over the float32 weights of the stage before; what it froze it took from the stage before that."""
+def take_over(whole: torch.nn.Module, path) -> None:  # type: ignore[no-untyped-def]
+    """Fills what an earlier stage trained with its float32 weights; the tower's stages name parts without "vlm."."""
+    kept, _ = read_checkpoint(path)
     found = 0
-    for name, parameter in whole.named_parameters():
-        old = name.removeprefix("vlm.") if from_tower else name
-        if f"master/{old}" in kept:
-            found += 1
-            with torch.no_grad():
-                parameter.copy_(kept[f"master/{old}"])
-    logging.info("%d tensors taken over", found)
+    with torch.no_grad():
+        for name, parameter in whole.named_parameters():
+            for key in (f"master/{name}", f"master/{name.removeprefix('vlm.')}"):
+                if key in kept:
+                    parameter.copy_(kept[key])
+                    found += 1
+                    break
+    logging.info("%d tensors taken over from %s", found, path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Writes the trained nano as a published Qwen2-VL folder.
 
 Command:  python recipes/nano/4_release.py joint src/foveal/nano
+The running average of the weights is written where a stage kept one.
 Result:   config.json, generation_config.json, tokenizer and processor files, bfloat16 weights in shards below 15 MB.
           The model card (README.md) is kept when the folder already has one.
 """
@@ -26,8 +27,8 @@ def main() -> None:
         older, _ = read_checkpoint(BUILD / "tower" / "last.safetensors")
     with torch.no_grad():
         for name, parameter in vlm.named_parameters():
-            key = f"master/vlm.{name}"
-            parameter.copy_(kept[key] if key in kept else older[f"master/{name}"])
+            found = [kept[k] for k in (f"average/vlm.{name}", f"master/vlm.{name}") if k in kept]
+            parameter.copy_(found[0] if found else older[f"master/{name}"])
     reader = processor()
     end, pad = reader.tokenizer.special("<|im_end|>"), reader.tokenizer.special("<|endoftext|>")
     card = folder / "README.md"

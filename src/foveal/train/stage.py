@@ -41,7 +41,7 @@ class Stage:
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = 1.0
     average: float = 0.0
-    save_every: int = 500
+    save_every: int = 250
     log_every: int = 50
 
     def __post_init__(self) -> None:

@@ -114,14 +114,14 @@ class SceneTask:
             raise ConfigError(f"{path} is no stored scene task: {error!r}.") from None
         return cls(pictured, f"scenes in {folder.name}")
 
-    def store(self, folder: Path) -> None:
-        """Writes the pictures as lossless WebP, and `scenes.json` with their questions and truths."""
+    def store(self, folder: Path, *, lossless: bool = True) -> None:
+        """Writes the pictures as WebP, and `scenes.json` with their questions and truths."""
         folder.mkdir(parents=True, exist_ok=True)
         rows = []
         for index, pictured in enumerate(self.pictured):
             file = f"{index:03d}.webp"
             if isinstance(pictured.image, Image.Image):
-                pictured.image.save(folder / file, lossless=True, quality=100, method=6)
+                pictured.image.save(folder / file, lossless=lossless, quality=88, method=4)
             rows.append({"file": file, "size": pictured.size, "questions": [vars(q) for q in pictured.questions]})
         text = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
         (folder / "scenes.json").write_text(text, encoding="utf-8")
