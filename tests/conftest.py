@@ -1,5 +1,6 @@
 """Shapes in signatures are checked in every test: the hook must be in place before foveal is imported."""
 
+# ruff: noqa: E402
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

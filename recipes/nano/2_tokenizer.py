@@ -5,6 +5,7 @@ Result:   build/nano/tokenizer.json. Any text can still be encoded: all 256 byte
           with and answers with gives the same pieces as in the full vocabulary; other text gives more pieces.
 """
 
+import itertools
 import json
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def used_tokens(rules: dict, texts: list[str]) -> set[str]:
         pieces = list(word)
         used.update(pieces)
         while True:
-            pairs = [(ranks.get(f"{a} {b}"), i) for i, (a, b) in enumerate(zip(pieces, pieces[1:], strict=False))]
+            pairs = [(ranks.get(f"{a} {b}"), i) for i, (a, b) in enumerate(itertools.pairwise(pieces))]
             known = [p for p in pairs if p[0] is not None]
             if not known:
                 break

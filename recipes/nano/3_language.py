@@ -1,6 +1,6 @@
 """Stages 5 to 7: the language model learns to read the visual tokens, then everything learns together.
 
-Command:  python recipes/nano/3_language.py words   # tower of `bent`, fixed: how questions are answered (beside `tower`)
+Command:  python recipes/nano/3_language.py words   # tower of `bent`, fixed: the words of answers (beside `tower`)
           python recipes/nano/3_language.py align   # tower of `tower`, fixed; simple scenes
           python recipes/nano/3_language.py joint   # everything; scenes as in the test
 """

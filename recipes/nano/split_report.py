@@ -58,9 +58,7 @@ def main() -> None:
     values = np.array([r["distance"] for r in rows])
     (BUILD / "split.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
     print(f"{len(held)} held-out pictures, {len(known)} training pictures of {len(pictures.names)} names")
-    print(
-        f"distance to the nearest training picture of the name: least {values.min():.3f}, median {np.median(values):.3f}"
-    )
+    print(f"nearest training picture of the name: least {values.min():.3f}, median {np.median(values):.3f}")
     print(f"below 0.02 (practically the same picture): {(values < 0.02).sum()}; below 0.06: {(values < 0.06).sum()}")
     print(f"nearest training picture of all has the right name: {right / len(held):.1%}")
     for row in rows[:10]:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from foveal.engine.model import Model, load, nano_folder
+from foveal.engine.model import Model, load
 from foveal.eval.run import evaluate
 from foveal.eval.tasks.scenes import SceneTask
+from foveal.families.describe import folder_of
 
 SCENES = Path(__file__).parent.parent / "data_files" / "scenes"
 MEGABYTE = 1_000_000
@@ -22,7 +23,7 @@ def nano() -> Model:
 
 
 def test_it_is_small_and_in_the_published_layout() -> None:
-    files = {f.name: f.stat().st_size for f in nano_folder().iterdir() if f.is_file()}
+    files = {f.name: f.stat().st_size for f in folder_of(None).iterdir() if f.is_file()}
     assert sum(files.values()) <= 20 * MEGABYTE
     shards = [n for n in files if n.startswith("model-") and n.endswith(".safetensors")]
     assert shards and all(files[n] < 15 * MEGABYTE for n in shards)
@@ -30,7 +31,7 @@ def test_it_is_small_and_in_the_published_layout() -> None:
         "config.json", "generation_config.json", "model.safetensors.index.json", "preprocessor_config.json",
         "tokenizer.json", "tokenizer_config.json", "chat_template.json", "README.md",
     } <= files.keys()  # fmt: skip
-    config = json.loads((nano_folder() / "config.json").read_text())
+    config = json.loads((folder_of(None) / "config.json").read_text())
     assert config["model_type"] == "qwen2_vl" and config["torch_dtype"] == "bfloat16"
     assert sum(config["rope_scaling"]["mrope_section"]) * 2 == config["hidden_size"] // config["num_attention_heads"]
 
@@ -38,7 +39,7 @@ def test_it_is_small_and_in_the_published_layout() -> None:
 def test_transformers_opens_it_and_agrees(nano: Model) -> None:
     from transformers import Qwen2VLForConditionalGeneration
 
-    theirs = Qwen2VLForConditionalGeneration.from_pretrained(nano_folder(), dtype=torch.float32).eval()
+    theirs = Qwen2VLForConditionalGeneration.from_pretrained(folder_of(None), dtype=torch.float32).eval()
     ours = load(dtype="float32", device="cpu")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 130, 3), dtype=np.uint8))
     content = [{"type": "image", "image": picture}, {"type": "text", "text": "Describe the image."}]

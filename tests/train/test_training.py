@@ -39,7 +39,7 @@ def test_rates_follow_the_first_matching_pattern() -> None:
     named = [("vision.a", 1), ("vision.norm", 2), ("language.b", 3)]
     stage = a_stage(trainable=(("vision.norm", None), ("vision.*", 1e-3), ("language.*", 2e-3)))
     assert stage.rates(named) == [("vision.a", 1, 1e-3), ("language.b", 3, 2e-3)]
-    with pytest.raises(ConfigError, match="no rule says whether 'language.b'"):
+    with pytest.raises(ConfigError, match=r"no rule says whether 'language\.b'"):
         a_stage(trainable=(("vision.*", 1e-3),)).rates(named)
     with pytest.raises(ConfigError, match="no parameter matches 'adapter"):
         a_stage(trainable=(("adapter.*", 1.0), ("*", 1e-3))).rates(named)
