@@ -14,6 +14,8 @@ from foveal.data.scenes import SceneMaker
 from foveal.eval.tasks.scenes import EXAM, SceneTask
 
 SEED = 7
+SCALE = 3
+"""Examples are larger than what the model sees, as people's pictures are."""
 SHOWN = {"scene": 0}
 """Example -> number of its scene; the kind is "distinct" and its background plain enough for a small file."""
 
@@ -26,10 +28,12 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     for name, number in SHOWN.items():
         scene = maker.make(number, kind="distinct")
-        Image.fromarray(scene.image).save(folder / f"{name}.png", optimize=True)
+        width, height = (side * SCALE for side in scene.size)
+        large = Image.fromarray(scene.image).resize((width, height), Image.Resampling.BICUBIC)
+        large.quantize(128, dither=Image.Dither.NONE).save(folder / f"{name}.png", optimize=True)
         truth = {
-            "size": scene.size,
-            "objects": [{"name": o.name, "box": o.box, "picture": o.title} for o in scene.objects],
+            "size": (width, height),
+            "objects": [{"name": o.name, "box": [v * SCALE for v in o.box], "picture": o.title} for o in scene.objects],
         }
         (folder / f"{name}.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
         print(name, (folder / f"{name}.png").stat().st_size, truth)

@@ -54,8 +54,20 @@ class Feed(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return self.make(step)
 
 
+RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+"""Which of how many processes this is; torchrun says so."""
+
+
+def join_processes() -> None:
+    """Several processes train together, each on a core of its own; one alone leaves the last core to its feed."""
+    torch.set_num_threads(1)
+    if WORLD > 1:
+        os.sched_setaffinity(0, [RANK])
+        torch.distributed.init_process_group("gloo")
+
+
 def _worker(_: int) -> None:
-    os.sched_setaffinity(0, [(os.cpu_count() or 1) - 1])  # the last core; training has the first
+    os.sched_setaffinity(0, [RANK if WORLD > 1 else (os.cpu_count() or 1) - 1])
     torch.set_num_threads(1)
 
 

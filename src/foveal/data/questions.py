@@ -158,8 +158,12 @@ class Questioner:
         return self._ask[kind](random, scene)
 
     def conversation(self, random: np.random.Generator, scene: Scene, count: int) -> list[Question]:
-        """`count` different questions in random order, kinds that need boxes or counting more often."""
-        weights = {"find": 2.6, "present": 1.6, "count": 1.5, "colour": 2.0, "side": 1.2, "name": 1.3}
+        """`count` different questions; kinds that are hard to learn come more often.
+
+        In more than half of the conversations those that ask for names come first: later on, names have been
+        said already and need no look at the picture.
+        """
+        weights = {"find": 1.6, "present": 1.6, "count": 1.5, "colour": 2.0, "side": 2.0, "name": 2.0, "describe": 1.6}
         if scene.kind == "count":
             weights |= {"count": 3.0, "count_all": 1.5}
         kinds = [k for k in KINDS for _ in range(2)]
@@ -171,6 +175,8 @@ class Questioner:
                 asked.append(question)
             if len(asked) == count:
                 break
+        if random.random() < 0.6:
+            asked.sort(key=lambda q: q.kind not in ("name", "side", "describe"))
         return asked
 
     def _words(self, random: np.random.Generator, kind: str, **values: str) -> str:

@@ -3,11 +3,12 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, distributed, nn
 
 from foveal.core.errors import FovealError
 from foveal.train.checkpoint import append_json, read_checkpoint, write_checkpoint
@@ -44,6 +45,9 @@ def run(
         folder: receives `last.safetensors` (weights and optimizer) and `log.jsonl`.
         on_step: called after every step, e.g. to grade.
 
+    Under an initialised `torch.distributed` the gradients of all processes are averaged; each then passes batches
+    and a folder of its own, and all begin with the same weights.
+
     Raises:
         DivergedError: at the first loss or gradient that is not finite; names the step and its samples.
     """
@@ -66,6 +70,8 @@ def run(
         if not math.isfinite(value.item()):
             raise DivergedError(_where(stage, step, f"the loss is {value.item()}"))
         value.backward()  # type: ignore[no-untyped-call]
+        if distributed.is_initialized():
+            share_gradients([parameter for _, parameter, _ in rows])
         norm = optimizer.step(stage.factor(step), stage.clip)
         if not math.isfinite(norm):
             raise DivergedError(_where(stage, step, f"the gradient's norm is {norm}"))
@@ -87,6 +93,15 @@ def run(
             on_step(step)
     network.eval()
     return step
+
+
+def share_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replaces every gradient by its mean over all processes; one that a process lacks counts as zero."""
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).float().reshape(-1) for p in parameters])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
 
 def _until(batches: Iterable[B], count: int) -> Iterator[B]:

@@ -1,4 +1,4 @@
-"""Nano's own exam: questions about scenes whose pictures were drawn by artists it never trained on for that name."""
+"""Nano's own exam: questions about scenes of pictures that it never trained on."""
 
 import json
 from collections import Counter
