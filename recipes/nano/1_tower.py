@@ -21,12 +21,13 @@ from common import (
     patches_of,
     sprites,
     start_weights,
+    take_over,
     tower,
 )
 
 from foveal.data.dense import class_names, dense_targets
 from foveal.data.scenes import SceneMaker, SceneSettings
-from foveal.train.checkpoint import append_json, read_checkpoint
+from foveal.train.checkpoint import append_json
 from foveal.train.dense import DenseHeads
 from foveal.train.loop import run
 from foveal.train.stage import Stage
@@ -103,16 +104,6 @@ def main() -> None:
         logging.info("%s", row)
 
     run(stage, network, loss, lambda first: feed(make, first, steps), BUILD / stage.name, on_step=grade)
-
-
-def take_over(network: torch.nn.Module, path) -> None:  # type: ignore[no-untyped-def]
-    """Fills a network with the float32 weights of an earlier stage; only the class head may be of another size."""
-    kept, _ = read_checkpoint(path)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            old = kept[f"master/{name}"]
-            if old.shape == parameter.shape or not name.startswith("heads.thing"):
-                parameter.copy_(old)
 
 
 if __name__ == "__main__":

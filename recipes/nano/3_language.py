@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from common import BUILD, RANK, WIDTH, WORLD, compiled, feed, grid_of, join_processes, sprites, start_weights
+from common import BUILD, RANK, WIDTH, WORLD, compiled, feed, grid_of, join_processes, sprites, start_weights, take_over
 from model import answer_loss, cut, messages, network, processor
 
 from foveal.core.packed import join
@@ -20,7 +20,6 @@ from foveal.data.dense import class_names, dense_targets
 from foveal.data.questions import Questioner
 from foveal.data.scenes import SceneMaker, SceneSettings
 from foveal.data.sprites import read_names
-from foveal.train.checkpoint import read_checkpoint
 from foveal.train.dense import DenseHeads
 from foveal.train.loop import run
 from foveal.train.stage import Stage
@@ -110,20 +109,6 @@ def main() -> None:
     if WORLD > 1:
         torch.distributed.barrier()  # without it a process may leave while another still talks to it
         torch.distributed.destroy_process_group()
-
-
-def take_over(whole: torch.nn.Module, path) -> None:  # type: ignore[no-untyped-def]
-    """Fills what an earlier stage trained with its float32 weights; the tower's stages name parts without "vlm."."""
-    kept, _ = read_checkpoint(path)
-    found = 0
-    with torch.no_grad():
-        for name, parameter in whole.named_parameters():
-            for key in (f"master/{name}", f"master/{name.removeprefix('vlm.')}"):
-                if key in kept:
-                    parameter.copy_(kept[key])
-                    found += 1
-                    break
-    logging.info("%d tensors taken over from %s", found, path)
 
 
 if __name__ == "__main__":

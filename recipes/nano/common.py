@@ -1,5 +1,6 @@
 """What the stages of nano share: sizes, places on disk, and the feed of scenes."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from foveal.data.scenes import GRIDS, Scene
 from foveal.data.sprites import SpriteSet
 from foveal.processing.patches import Normalize, image_patches
 from foveal.processing.resize import PatchGrid
+from foveal.train.checkpoint import read_checkpoint
 from foveal.vision.vit import VisionConfig, VisionTower
 
 BUILD = Path("build/nano")
@@ -111,3 +113,17 @@ def start_weights(module: torch.nn.Module, seed: int) -> None:
                 parameter.zero_()
             else:
                 parameter.fill_(1.0)
+
+
+def take_over(whole: torch.nn.Module, path) -> None:  # type: ignore[no-untyped-def]
+    """Fills what an earlier stage trained with its float32 weights; the tower's stages name parts without "vlm."."""
+    kept, _ = read_checkpoint(path)
+    found = 0
+    with torch.no_grad():
+        for name, parameter in whole.named_parameters():
+            for key in (f"master/{name}", f"master/{name.removeprefix('vlm.')}"):
+                if key in kept:
+                    parameter.copy_(kept[key])
+                    found += 1
+                    break
+    logging.info("%d tensors taken over from %s", found, path)
