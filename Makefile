@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
 SCENE := examples/scene.png
-FIND := Find the rocket.
+FIND := Find the crown.
 OUT := out
 
 .PHONY: help demo test test-all format check clean

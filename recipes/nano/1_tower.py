@@ -4,6 +4,9 @@ Command:  python recipes/nano/1_tower.py start      # one thing in a small pictu
           python recipes/nano/1_tower.py pictures   # one thing in a small picture: names, cheaply
           python recipes/nano/1_tower.py bent       # the same, bent: names that hold for other drawings
           python recipes/nano/1_tower.py tower      # scenes: names and boxes of several things
+Hardware: two cores of an Intel Xeon with AMX; training on one, scenes made on the other.
+Time:     3, 7, 10 and 10 minutes.
+Result:   on held-out pictures 71 % of grid cells named, box edges 3.8 % of the side off (`LOG.md` has every stage).
 """
 
 import logging

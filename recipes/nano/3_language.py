@@ -4,6 +4,9 @@ Command:  python recipes/nano/3_language.py words   # tower of `bent`, fixed: th
           python recipes/nano/3_language.py align   # tower of `tower`, fixed; simple scenes
           python recipes/nano/3_language.py joint   # everything; scenes as in the test
           torchrun --nproc-per-node 2 recipes/nano/3_language.py joint    # the same on two cores, twice the batch
+Hardware: two cores of an Intel Xeon with AMX.
+Time:     words 8 minutes, align 7 (two processes), joint 29 (two processes).
+Result:   1,000 held-out scenes (`5_exam.py`): naming 75.7 %, finding 47.9 %, present 76.9 %, counting 66.5 %.
 """
 
 import logging
