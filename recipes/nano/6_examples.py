@@ -20,7 +20,7 @@ GRADED = ("name", "present", "count_all", "describe", "find")
 SCALE = 3
 """Examples are larger than what the model sees, as people's pictures are."""
 SHOWN = {"scene": 16}
-"""Example -> number of its scene, of the kind "distinct": one that nano gets right, which many are not (see its card)."""
+"""Example -> number of its scene, of the kind "distinct": one that nano gets right, as many are not (see its card)."""
 
 
 def main() -> None:
