@@ -373,7 +373,8 @@ def test_video_without_frames():
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
 def test_cut_mp4(part):
     data = video(60, 30, size=(160, 120))
-    with pytest.raises(MediaError, match="damaged, cut off"):
+    # Where the cut leaves a readable index without its streams, the file looks like one that never had any.
+    with pytest.raises(MediaError, match=r"damaged, cut off|no moving picture"):
         open_video(data[: int(len(data) * part)], frames=FRAMES, budget=BUDGET)
 
 

@@ -130,6 +130,7 @@ class SceneTask:
         return self._samples
 
     def grade(self, sample: Sample, answer: Said) -> Mapping[str, float]:
+        """Scores of one answer, by figure; see the class."""
         text, truth = answer.text, sample.truth
         match sample.kind:
             case "name" | "side":
@@ -150,6 +151,7 @@ class SceneTask:
                 return {"relation": float(first_of(text, ("left", "right")) == truth)}
 
     def majority(self, sample: Sample) -> Said:
+        """The fixed answer that is right most often for this kind of question."""
         if sample.kind != "find":
             return Guess(self._fixed[sample.kind])
         width, height = self.pictured[sample.number // len(KINDS)].size

@@ -1,0 +1,33 @@
+"""Two processes train as one: every gradient is the mean of theirs."""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import torch
+from torch import distributed, nn
+from foveal.train.loop import share_gradients
+
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+one, other, unused = (nn.Parameter(torch.zeros(n)) for n in (3, 2, 4))
+one.grad = torch.full((3,), 1.0 + rank)
+if rank == 0:
+    other.grad = torch.tensor([4.0, 8.0])
+share_gradients([one, other, unused])
+print(one.grad.tolist(), other.grad.tolist(), unused.grad.tolist(), flush=True)
+distributed.barrier()
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_the_mean_of_two_processes(tmp_path):
+    script = tmp_path / "share.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    expected = "[1.5, 1.5, 1.5] [2.0, 4.0] [0.0, 0.0, 0.0, 0.0]"
+    assert [line for line in done.stdout.splitlines() if line.startswith("[1")] == [expected] * 2
