@@ -19,6 +19,9 @@ install_import_hook(
 import torch
 from hypothesis import settings
 
+# Before several threads can: see `foveal.nn.rope`. The oracles compute cosines too.
+for first_call in (torch.cos, torch.sin):
+    first_call(torch.zeros(1))
 torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
 settings.register_profile("foveal", deadline=None, derandomize=True)
 settings.load_profile("foveal")

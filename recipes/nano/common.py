@@ -116,12 +116,16 @@ def start_weights(module: torch.nn.Module, seed: int) -> None:
 
 
 def take_over(whole: torch.nn.Module, path) -> None:  # type: ignore[no-untyped-def]
-    """Fills what an earlier stage trained with its float32 weights; the tower's stages name parts without "vlm."."""
+    """Fills what an earlier stage trained: its averaged weights if it kept any, else those in float32.
+
+    The tower's stages name parts without "vlm.".
+    """
     kept, _ = read_checkpoint(path)
     found = 0
     with torch.no_grad():
         for name, parameter in whole.named_parameters():
-            for key in (f"master/{name}", f"master/{name.removeprefix('vlm.')}"):
+            short = name.removeprefix("vlm.")
+            for key in (f"average/{name}", f"average/{short}", f"master/{name}", f"master/{short}"):
                 if key in kept:
                     parameter.copy_(kept[key])
                     found += 1

@@ -98,10 +98,26 @@ def learned_places(pack: Packed) -> np.ndarray:
     return np.array(rows, np.int64)
 
 
+def name_embeddings(vlm: VLM, names: Sequence[str]) -> torch.Tensor:
+    """One row a name [C, D]: the mean of its tokens' embeddings, as they stand after a space."""
+    tokenizer = processor_tokenizer()
+    ids = [tokenizer.encode_text(f" {name}") for name in names]
+    flat = torch.tensor([i for row in ids for i in row])
+    rows = torch.repeat_interleave(torch.arange(len(ids)), torch.tensor([len(row) for row in ids]))
+    share = torch.tensor([1 / len(row) for row in ids])[rows]
+    every = vlm.language.embed(flat).float() * share[:, None]
+    return torch.zeros(len(ids), every.shape[1]).index_add(0, rows, every)
+
+
+@cache
+def processor_tokenizer() -> Tokenizer:
+    return processor().tokenizer
+
+
 @cache
 def token_weights() -> torch.Tensor:
     """Weight of each token in the loss. A box takes about 20 tokens and a name two: without weights, numbers rule."""
-    tokenizer = processor().tokenizer
+    tokenizer = processor_tokenizer()
     weights = torch.ones(VOCABULARY)
     for token in range(tokenizer.vocab_size):
         if token not in tokenizer.special_ids and not tokenizer.token_bytes(token).strip(b"0123456789(), "):

@@ -21,12 +21,25 @@ TEMPLATES: Mapping[str, Sequence[str]] = {
         "What object is this?",
         "Name the object.",
         "What is shown here?",
+        "What is that?",
+        "What do you see here?",
+        "What is in the picture?",
+        "What object is in the image?",
+        "Which object is this?",
+        "What object do you see?",
+        "Name this object.",
+        "Tell me what you see.",
+        "What is the object in the picture?",
         "Can you tell me what this is?",
     ),
     "side": (
         "What is on the far {side}?",
         "Which object is on the far {side}?",
         "What do you see on the far {side}?",
+        "What is on the {side}?",
+        "What object is on the far {side}?",
+        "Name the object on the far {side}.",
+        "Which object do you see on the {side}?",
         "What is the object on the far {side} of the image?",
     ),
     "describe": (
@@ -38,6 +51,15 @@ TEMPLATES: Mapping[str, Sequence[str]] = {
         "What can you see in this image?",
         "List all objects.",
         "Describe the scene.",
+        "Describe what you see.",
+        "Describe the objects in the picture.",
+        "What objects do you see?",
+        "Name all objects.",
+        "Name every object in the image.",
+        "List every object in the picture.",
+        "What are the objects in this image?",
+        "Tell me everything you see.",
+        "What is in the image? Describe it.",
         "What is in the picture? Name everything.",
     ),
     "find": (
@@ -50,6 +72,18 @@ TEMPLATES: Mapping[str, Sequence[str]] = {
         "Detect the {name}.",
         "Show me the {name}.",
         "Where is the {name} in this picture?",
+        "Find the {name} in this picture.",
+        "Where is the {name} in the image?",
+        "Can you find the {name}?",
+        "Where do you see the {name}?",
+        "Locate the {name} in the picture.",
+        "Detect every {name} in the image.",
+        "Show me where the {name} is.",
+        "Find {a} {name}.",
+        "Where is {a} {name}?",
+        "Give the location of the {name}.",
+        "Give me the location of the {name}.",
+        "Box the {name}.",
         "Give me the box of the {name}.",
     ),
     "present": (
@@ -57,6 +91,15 @@ TEMPLATES: Mapping[str, Sequence[str]] = {
         "Is there {a} {name} in the image?",
         "Do you see {a} {name}?",
         "Can you see {a} {name} in this picture?",
+        "Is there {a} {name} here?",
+        "Is there {a} {name} in the picture?",
+        "Can you see {a} {name}?",
+        "Do you see {a} {name} in the image?",
+        "Is {a} {name} in the image?",
+        "Is {a} {name} in this picture?",
+        "Does this picture show {a} {name}?",
+        "Can you find {a} {name} here?",
+        "Tell me, is there {a} {name}?",
         "Does the image show {a} {name}?",
     ),
     "count": (
@@ -64,6 +107,10 @@ TEMPLATES: Mapping[str, Sequence[str]] = {
         "How many {names} are in the image?",
         "How many {names} do you see?",
         "Count the {names}.",
+        "How many {names} are in this picture?",
+        "How many {names} can you find?",
+        "Count all {names} in the image.",
+        "Tell me how many {names} there are.",
         "How many {names} can you see in the picture?",
     ),
     "count_all": (
@@ -71,6 +118,10 @@ TEMPLATES: Mapping[str, Sequence[str]] = {
         "How many objects are in the image?",
         "Count the objects.",
         "How many objects do you see?",
+        "Count all objects in the picture.",
+        "How many objects can you see?",
+        "How many things are there?",
+        "Tell me how many objects there are.",
         "How many things are in the picture?",
     ),
     "colour": (
@@ -78,16 +129,27 @@ TEMPLATES: Mapping[str, Sequence[str]] = {
         "What color is the {name}?",
         "What is the color of the {name}?",
         "What is the colour of the {name}?",
+        "What colour does the {name} have?",
+        "Tell me the colour of the {name}.",
+        "What color is the {name} in the picture?",
         "Which colour does the {name} have?",
     ),
     "relation": (
         "Is the {name} left or right of the {other}?",
         "Is the {name} to the left or to the right of the {other}?",
         "Is the {name} on the left or on the right of the {other}?",
+        "Is the {name} left of the {other} or right of it?",
+        "Where is the {name}, left or right of the {other}?",
+        "Do you see the {name} left or right of the {other}?",
         "On which side of the {other} is the {name}, left or right?",
     ),
 }
 """Wordings of each kind of question. The last of each kind is kept out of training (see `wordings`)."""
+
+WEIGHTS: Mapping[str, float] = {k: 1.0 for k in KINDS} | {
+    "find": 1.6, "present": 1.6, "count": 1.5, "colour": 2.0, "side": 2.0, "name": 2.0, "describe": 1.6,
+}  # fmt: skip
+"""How often each kind is asked in a conversation, before its scene gives or refuses the occasion."""
 
 
 def wordings(kind: str, split: str) -> Sequence[str]:
@@ -157,17 +219,19 @@ class Questioner:
         """A question of `kind`; None where the scene gives no occasion for one."""
         return self._ask[kind](random, scene)
 
-    def conversation(self, random: np.random.Generator, scene: Scene, count: int) -> list[Question]:
-        """`count` different questions; kinds that are hard to learn come more often.
+    def conversation(
+        self, random: np.random.Generator, scene: Scene, count: int, weights: Mapping[str, float] | None = None
+    ) -> list[Question]:
+        """`count` different questions; kinds of greater weight come more often (`WEIGHTS` where not given).
 
         In more than half of the conversations those that ask for names come first: later on, names have been
         said already and need no look at the picture.
         """
-        weights = {"find": 1.6, "present": 1.6, "count": 1.5, "colour": 2.0, "side": 2.0, "name": 2.0, "describe": 1.6}
+        chances = {**WEIGHTS, **(weights or {})}
         if scene.kind == "count":
-            weights |= {"count": 3.0, "count_all": 1.5}
+            chances |= {"count": 3.0, "count_all": 1.5}
         kinds = [k for k in KINDS for _ in range(2)]
-        p = np.array([weights.get(k, 1.0) for k in kinds])
+        p = np.array([chances[k] for k in kinds])
         asked: list[Question] = []
         for at in random.choice(len(kinds), size=len(kinds), replace=False, p=p / p.sum()):
             question = self.ask(kinds[int(at)], random, scene)
@@ -250,7 +314,7 @@ class Questioner:
     def _find(self, random: np.random.Generator, scene: Scene) -> Question:
         absent = random.random() < 0.15
         name = self._absent(random, scene) if absent else _any(random, scene).name
-        text = self._words(random, "find", name=name)
+        text = self._words(random, "find", name=name, a=article(name))
         things = sorted((o for o in scene.objects if o.name == name), key=lambda o: o.box)
         boxes = tuple(Box(label=name, corners=o.box, space=Space.ORIGINAL_PX) for o in things)
         answer: tuple[str | Box, ...] = boxes or (f"There is no {name}.",)

@@ -11,6 +11,12 @@ from torch import Tensor
 
 from foveal.core.shapes import Float, Int
 
+# torch's cosine and sine on a CPU are Intel MKL's, which chooses its code at the first call. When two threads make
+# that first call together, one of them computes with a coarser code: wrong by up to 1.5e-4, in 6 of 60 fresh
+# processes (torch 2.13). One value is computed by one thread, so the choice is made here, before anybody needs it.
+for _first_call in (torch.cos, torch.sin):
+    _first_call(torch.zeros(1))
+
 
 @dataclass(frozen=True)
 class Rotation:
