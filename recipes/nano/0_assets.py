@@ -2,7 +2,7 @@
 
 Command:  python recipes/nano/0_assets.py            (needs npm and the `train` extra)
 Hardware: one core; about 3 minutes, nearly all of it drawing.
-Result:   build/nano/packages/* (34 MB unpacked from pinned npm packages), build/nano/sprites.npz, and build/nano/others.npz:
+Result:   build/nano/packages/* (34 MB from pinned npm packages), build/nano/sprites.npz, and build/nano/others.npz:
           pictures of things that nano has no name for, which only help the tower to see (stage `sharp`).
 
 The licences are read from the packages themselves; one that is not in `LICENCES` stops the run.

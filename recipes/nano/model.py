@@ -44,7 +44,7 @@ def processor() -> Processor:
     made = FAMILY.processing(CONFIG)
     return Processor(
         tokenizer=Tokenizer.from_file(BUILD / "tokenizer.json"),
-        processing=replace(made, resize=GRID),
+        processing=replace(made, vision=replace(made.vision, resize=GRID)),
         context_tokens=LANGUAGE.context,
     )
 

@@ -15,8 +15,7 @@ from foveal.core.errors import ConfigError, InputError
 from foveal.families.describe import describe
 from foveal.families.plan import Planner, Request, cache_room
 from foveal.families.qwen2_vl import FAMILY
-from foveal.processing.intake import Knobs
-from foveal.processing.processor import VideoShape
+from foveal.processing.intake import Knobs, VideoShape
 from tests.helpers import checkpoints
 
 PUBLISHED = Path(__file__).parents[1] / "data_files/published"

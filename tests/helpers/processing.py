@@ -6,7 +6,8 @@ from typing import Any
 
 from foveal.processing.chat import ChatML
 from foveal.processing.grounding import TaggedBoxes
-from foveal.processing.patches import Normalize
+from foveal.processing.native import NativeSize
+from foveal.processing.patches import HALF
 from foveal.processing.positions import MRope
 from foveal.processing.processor import Processing, Processor
 from foveal.processing.resize import PatchGrid
@@ -14,10 +15,8 @@ from foveal.processing.video import Frames
 from tests.helpers.tiny_tokenizer import FOLDER
 
 PROCESSING = Processing(
-    resize=PatchGrid(),
-    normalize=Normalize(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),  # replaced by the folder's
+    vision=NativeSize(resize=PatchGrid(), normalize=HALF, video=Frames()),  # colours are replaced by the folder's
     chat=ChatML(),
-    video=Frames(),
     boxes=TaggedBoxes(),
     positions=MRope(),
 )

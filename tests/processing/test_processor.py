@@ -10,7 +10,7 @@ from foveal.core.errors import BudgetError, ConfigError, ContextError, FovealErr
 from foveal.core.media import MediaBudget
 from foveal.core.packed import join
 from foveal.processing.chat import ChatML
-from foveal.processing.processor import VideoShape
+from foveal.processing.intake import VideoShape
 from tests.helpers import published, videos
 from tests.helpers.processing import PROCESSING, processor
 

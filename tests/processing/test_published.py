@@ -27,14 +27,15 @@ def change(folder, name, **changes):
 
 
 def read(folder):
-    return read_folder(folder, PatchGrid(min_px=1000, max_px=2000), Frames())
+    return read_folder(folder)
 
 
 def test_the_published_settings(folder):
     found = read(folder)
-    assert found.resize == PatchGrid(min_px=3136, max_px=12845056)
-    assert found.normalize.mean == (0.48145466, 0.4578275, 0.40821073)
-    assert found.video == Frames()
+    vision = processor(folder).processing.vision
+    assert vision.resize == PatchGrid(min_px=3136, max_px=12845056)
+    assert vision.normalize.mean == (0.48145466, 0.4578275, 0.40821073)
+    assert vision.video == Frames()
     assert found.template == published.template()
     assert found.variables["eos_token"] == "<|im_end|>"
 

@@ -48,7 +48,7 @@ def _record(model: str | None, described: "Described", stored: "Checkpoint | Non
     parts = dict(described.family.parameters(described.config))
     total = sum(parts.values())
     processor = described.processor
-    media = {name: getattr(processor.processing, name) for name in ("resize", "normalize", "video")}
+    media = vars(processor.processing.vision)
     return {
         "model": model,
         "folder": str(described.folder),
@@ -64,7 +64,7 @@ def _record(model: str | None, described: "Described", stored: "Checkpoint | Non
             "files": len({t.file for t in stored.tensors.values()}),
         },
         "config": dataclasses.asdict(described.config),
-        "processing": {name: dataclasses.asdict(value) for name, value in media.items()},
+        "processing": {name: _plain_record(value) for name, value in media.items()},
         "special_tokens": len(processor.special_ids),
         "context_tokens": processor.context_tokens,
         "generation": {
@@ -103,11 +103,15 @@ def _page(record: Mapping[str, Any]) -> str:
         lines.append("  stored: no weights in this folder")
     lines.append(f"  context: {record['context_tokens']:,} tokens")
     for name, values in (*record["config"].items(), *record["processing"].items()):
-        lines += ["", f"{name}:", *_values(values)]
+        lines += ["", f"{name}:", *_values(values)] if isinstance(values, Mapping) else [f"  {name} = {_plain(values)}"]
     defaults = record["generation"]["defaults"] | {"stop_ids": record["generation"]["stop_ids"]}
     lines += ["", "generation (from generation_config.json):", *_values(defaults)]
     lines += ["", "chat format:", *(f"  {line}" for line in record["chat"].split("\n"))]
     return "\n".join(lines).rstrip()
+
+
+def _plain_record(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _values(values: Mapping[str, Any]) -> list[str]:

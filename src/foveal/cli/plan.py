@@ -11,7 +11,7 @@ from foveal.core.errors import InputError
 if TYPE_CHECKING:
     from foveal.core.packed import Medium
     from foveal.families.plan import Plan, Planner
-    from foveal.processing.processor import VideoShape
+    from foveal.processing.intake import VideoShape
 
 HELP = "tokens and memory of a request, before any weight is read"
 EXAMPLE = """examples:
@@ -78,7 +78,7 @@ def _image(text: str) -> tuple[int, int]:
 
 
 def _video(text: str) -> "VideoShape":
-    from foveal.processing.processor import VideoShape
+    from foveal.processing.intake import VideoShape
 
     if not (match := _VIDEO.fullmatch(text)) or not float(match[3]) or not float(match[4] or 30):
         raise InputError(f"--video {text}: expected WxH@SECONDS or WxH@SECONDS:FPS, such as 1920x1080@60.")

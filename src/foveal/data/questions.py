@@ -146,7 +146,7 @@ TEMPLATES: Mapping[str, Sequence[str]] = {
 }
 """Wordings of each kind of question. The last of each kind is kept out of training (see `wordings`)."""
 
-WEIGHTS: Mapping[str, float] = {k: 1.0 for k in KINDS} | {
+WEIGHTS: Mapping[str, float] = dict.fromkeys(KINDS, 1.0) | {
     "find": 1.6, "present": 1.6, "count": 1.5, "colour": 2.0, "side": 2.0, "name": 2.0, "describe": 1.6,
 }  # fmt: skip
 """How often each kind is asked in a conversation, before its scene gives or refuses the occasion."""

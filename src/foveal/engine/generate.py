@@ -9,7 +9,6 @@ from foveal.core.packed import Packed
 from foveal.engine.request import Generation, Sampling
 from foveal.engine.sampling import choose
 from foveal.families.vlm import VLM
-from foveal.language.cache import Cache
 
 DEFAULT_TOKENS = 512
 
@@ -73,15 +72,4 @@ def steps(
             cache.keep_only(running)
             held = [held[i] for i in running]
         if held:
-            tokens = [generations[sequence].ids[-1] for sequence in held]
-            places = [length + int(batch.deltas[s]) for length, s in zip(cache.lengths, held, strict=True)]
-            scores = _decode(network, tokens, places, len(batch.positions), cache)
-
-
-def _decode(network: VLM, tokens: list[int], places: list[int], axes: int, cache: Cache) -> torch.Tensor:
-    """Scores after one more token of every sequence of the cache."""
-    device = network.device
-    x = network.language.embed(torch.tensor(tokens, device=device))
-    positions = torch.tensor([places] * axes, device=device)
-    hidden = network.language(x, positions, range(len(tokens) + 1), cache=cache)
-    return network.language.logits(hidden)
+            scores = network.step(batch, held, [generations[sequence].ids[-1] for sequence in held], cache)

@@ -14,9 +14,7 @@ from foveal.core.errors import ConfigError, InputError, neighbours
 from foveal.core.packed import Medium
 from foveal.families.base import Family
 from foveal.families.describe import family_of
-from foveal.processing.intake import Knobs, Vision, measure_image, measure_video
-from foveal.processing.media_settings import read_media_settings
-from foveal.processing.processor import VideoShape
+from foveal.processing.intake import Knobs, VideoShape
 
 ITEM_BYTES = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2}
 """Bytes of one weight by the name of its type."""
@@ -101,9 +99,7 @@ class Planner:
         published = read_json(folder / "config.json")
         self.family: Family = family_of(published, str(folder / "config.json"))
         self.config: Any = self.family.from_published(published)
-        declared = self.family.processing(self.config)
-        grid, normalize, video = read_media_settings(folder, declared.resize, declared.video)
-        self.vision = Vision(resize=grid, normalize=normalize, video=video)
+        self.vision = self.family.processing(self.config).vision.read(folder)
         self.dtype = stated_dtype(published) if dtype is None else dtype
         if self.dtype not in ITEM_BYTES:
             raise InputError(f"dtype {self.dtype!r} is unknown; {neighbours(str(self.dtype), ITEM_BYTES)}")
@@ -116,9 +112,9 @@ class Planner:
     def plan(self, request: Request) -> Plan:
         """What `request` costs. Raises `InputError` for a size or setting that the model cannot see."""
         knobs, item = request.knobs, self.item_bytes
-        media = [measure_image(w, h, vision=self.vision, knobs=knobs) for w, h in request.images]
-        for v in request.videos:
-            media.append(measure_video(v.width, v.height, v.seconds, v.fps, vision=self.vision, knobs=knobs))
+        count = len(request.images) + len(request.videos)
+        media = [self.vision.measure_image(w, h, knobs=knobs, count=count) for w, h in request.images]
+        media += [self.vision.measure_video(v, knobs=knobs, count=count) for v in request.videos]
         visual = sum(m.tokens for m in media)
         patches = sum(m.grid[0] * m.grid[1] * m.grid[2] for m in media)
         prompt = request.text_tokens + visual + 2 * len(media)
@@ -144,7 +140,8 @@ class Planner:
     def fit(self, request: Request, *, memory_bytes: int | None = None) -> tuple[int, Plan] | None:
         """The largest `max_pixels` with which `request` fits the context (and the memory), and its plan.
 
-        None when not even the smallest size fits. A request that fits as it is keeps its own limit.
+        None when not even the smallest size fits, or the family sees pictures at one size only. A request that fits
+        as it is keeps its own limit.
         """
 
         def planned(max_px: int) -> Plan:
@@ -153,11 +150,11 @@ class Planner:
         def fits(plan: Plan) -> bool:
             return plan.fits_context and (memory_bytes is None or plan.peak_bytes <= memory_bytes)
 
-        grid, video = self.vision.resize, self.vision.video
-        floors = [grid.min_px] * bool(request.images) + [video.frame_min_px] * bool(request.videos)
-        low = max(grid.factor**2, *([request.knobs.min_pixels] if request.knobs.min_pixels else floors or [1]))
-        ceilings = [grid.max_px] * bool(request.images) + [video.frame_max_px] * bool(request.videos)
-        high = max(low, request.knobs.max_pixels or max(ceilings, default=low))
+        limits = self.vision.pixel_range(images=bool(request.images), videos=bool(request.videos))
+        if limits is None:
+            return None
+        low, high = request.knobs.min_pixels or limits[0], request.knobs.max_pixels or limits[1]
+        high = max(low, high)
         if fits(planned(high)):
             return high, planned(high)
         if not fits(planned(low)):

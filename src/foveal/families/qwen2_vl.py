@@ -10,7 +10,8 @@ from foveal.families.published import Reader
 from foveal.language.config import DecoderConfig
 from foveal.processing.chat import ChatML
 from foveal.processing.grounding import TaggedBoxes
-from foveal.processing.patches import Normalize
+from foveal.processing.native import NativeSize
+from foveal.processing.patches import CLIP_COLOURS
 from foveal.processing.positions import MRope
 from foveal.processing.processor import Processing
 from foveal.processing.resize import PatchGrid
@@ -148,10 +149,12 @@ def build(config: Config) -> "VLM":
 def processing(config: Config) -> Processing:
     vision = config.vision
     return Processing(
-        resize=PatchGrid(patch=vision.patch, merge=vision.merge, temporal=vision.temporal),
-        normalize=Normalize(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)),
+        vision=NativeSize(
+            resize=PatchGrid(patch=vision.patch, merge=vision.merge, temporal=vision.temporal),
+            normalize=CLIP_COLOURS,
+            video=Frames(),
+        ),
         chat=ChatML(default_system="You are a helpful assistant."),
-        video=Frames(),
         boxes=TaggedBoxes(),
         positions=MRope(),
     )

@@ -1,21 +1,19 @@
 """The network that all vision-language families share: vision -> adapter -> language."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveal.adapter.merger import Merger
 from foveal.core.errors import InputError
 from foveal.core.packed import Packed
 from foveal.core.shapes import Float, Int64
 from foveal.language.cache import Cache
 from foveal.language.decoder import Decoder
 from foveal.nn.keep import Keep
-from foveal.vision.vit import VisionTower
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,13 @@ class Output:
 
 
 class VLM(nn.Module):
-    """Vision tower, adapter and decoder. Training, generation and evaluation use the same `forward`."""
+    """Vision tower, adapter and decoder. Training, generation and evaluation use the same `forward`.
 
-    def __init__(self, vision: VisionTower, adapter: Merger, language: Decoder) -> None:
+    A family whose media take another way overrides `see`; one whose later tokens are numbered otherwise
+    overrides `places`; one that feeds layers beside the embeddings overrides `deepen`.
+    """
+
+    def __init__(self, vision: nn.Module, adapter: nn.Module, language: Decoder) -> None:
         super().__init__()
         self.vision = vision
         self.adapter = adapter
@@ -57,6 +59,22 @@ class VLM(nn.Module):
             keep.offer("vision", features)
             keep.offer("adapter", tokens)
         return tokens
+
+    def places(self, batch: Packed, sequences: Sequence[int], lengths: Sequence[int]) -> Int64[np.ndarray, "A B"]:
+        """Positions of the next token of some sequences of `batch`, which have `lengths` tokens by now."""
+        return np.tile(batch.deltas[list(sequences)] + np.asarray(lengths, np.int64), (len(batch.positions), 1))
+
+    def step(
+        self, batch: Packed, sequences: Sequence[int], tokens: Sequence[int], cache: Cache
+    ) -> Float[Tensor, "B V"]:
+        """Scores after one more token of every sequence that `cache` holds, which are `sequences` of `batch`."""
+        x = self.language.embed(torch.tensor(tokens, device=self.device))
+        positions = torch.from_numpy(self.places(batch, sequences, cache.lengths)).to(self.device)
+        return self.language.logits(self.language(x, positions, range(len(tokens) + 1), cache=cache))
+
+    def deepen(self, batch: Packed, visual: Float[Tensor, "M D"] | None) -> Sequence[Float[Tensor, "T D"]]:
+        """What is added to the results of the first layers of the decoder; here nothing."""
+        return ()
 
     def embed(self, batch: Packed, visual: Float[Tensor, "M D"] | None = None) -> Float[Tensor, "T D"]:
         """Embeddings of all tokens, with visual tokens (computed when not given) in the places of their pads."""
@@ -101,18 +119,25 @@ class VLM(nn.Module):
         taps.offer("embeddings", x)
         positions = torch.from_numpy(batch.positions).to(self.device)
         starts = batch.starts.tolist()
+        deep = self.deepen(batch, visual)
         if chunk is None:
-            hidden = self.language(x, positions, starts, cache=cache, keep=taps)
+            hidden = self.language(x, positions, starts, cache=cache, keep=taps, deep=deep)
         else:
             if cache is None or taps.wanted or chunk < 1:
                 raise InputError(f"chunk={chunk} needs a cache, no `keep`, and at least 1; got another combination.")
-            hidden = self._in_chunks(x, positions, starts, cache, chunk)
+            hidden = self._in_chunks(x, positions, starts, cache, chunk, deep)
         if at is not None:
             hidden = hidden[torch.from_numpy(at).to(self.device)]
         return Output(self.language.logits(hidden), taps.finish())
 
     def _in_chunks(
-        self, x: Float[Tensor, "T D"], positions: Tensor, starts: list[int], cache: Cache, chunk: int
+        self,
+        x: Float[Tensor, "T D"],
+        positions: Tensor,
+        starts: list[int],
+        cache: Cache,
+        chunk: int,
+        deep: Sequence[Float[Tensor, "T D"]],
     ) -> Float[Tensor, "T D"]:
         """The decoder over `chunk` tokens of one sequence after another; the result keeps the pack's order."""
         parts = []
@@ -120,5 +145,6 @@ class VLM(nn.Module):
             for first in range(start, stop, chunk):
                 end = min(first + chunk, stop)
                 bounds = [0] * (sequence + 1) + [end - first] * (len(starts) - 1 - sequence)
-                parts.append(self.language(x[first:end], positions[:, first:end], bounds, cache=cache))
+                added = [d[first:end] for d in deep]
+                parts.append(self.language(x[first:end], positions[:, first:end], bounds, cache=cache, deep=added))
         return torch.cat(parts)

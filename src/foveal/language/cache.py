@@ -18,24 +18,26 @@ class Cache:
     def __init__(self, sequences: int, *, depth: int, capacity: int = 64) -> None:
         self.lengths = [0] * sequences
         self.capacity = capacity
-        self._layers: list[list[Tensor | None]] = [[None] * sequences for _ in range(depth)]
+        self._layers: list[list[tuple[Tensor, ...] | None]] = [[None] * sequences for _ in range(depth)]
 
-    def write(
-        self, layer: int, sequence: int, k: Float[Tensor, "T G K"], v: Float[Tensor, "T G K"]
-    ) -> tuple[Float[Tensor, "G S K"], Float[Tensor, "G S K"]]:
-        """Adds the keys and values of T new tokens; returns those of all tokens of the sequence, heads first."""
+    def write(self, layer: int, sequence: int, *new: Float[Tensor, "T G _"]) -> tuple[Float[Tensor, "G S _"], ...]:
+        """Adds what T new tokens leave (keys and values; any number of tensors, of any head size).
+
+        Returns each for all tokens of the sequence, heads first.
+        """
         start = self.lengths[sequence]
-        stop = start + len(k)
-        store = self._layers[layer][sequence]
-        if store is None or store.shape[2] < stop:
+        stop = start + len(new[0])
+        stores = self._layers[layer][sequence]
+        if stores is None or stores[0].shape[1] < stop:
             room = max(self.capacity, stop, 2 * start)
-            grown = torch.empty(2, k.shape[1], room, k.shape[2], dtype=k.dtype, device=k.device)
-            if store is not None:
-                grown[:, :, :start] = store[:, :, :start]
-            self._layers[layer][sequence] = store = grown
-        store[0, :, start:stop] = k.transpose(0, 1)
-        store[1, :, start:stop] = v.transpose(0, 1)
-        return store[0, :, :stop], store[1, :, :stop]
+            grown = tuple(torch.empty(n.shape[1], room, n.shape[2], dtype=n.dtype, device=n.device) for n in new)
+            if stores is not None:
+                for large, small in zip(grown, stores, strict=True):
+                    large[:, :start] = small[:, :start]
+            self._layers[layer][sequence] = stores = grown
+        for store, values in zip(stores, new, strict=True):
+            store[:, start:stop] = values.transpose(0, 1)
+        return tuple(store[:, :stop] for store in stores)
 
     def advance(self, lengths: Sequence[int]) -> None:
         """Counts the tokens that every layer has just written, one number a sequence."""

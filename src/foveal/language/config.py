@@ -1,8 +1,41 @@
 """Sizes of language models. No torch, so that planning is quick."""
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from foveal.core.errors import ConfigError
+
+
+@runtime_checkable
+class DecoderSizes(Protocol):
+    """What every decoder's configuration states, whatever its layers are made of."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def vocab(self) -> int: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def tied(self) -> bool: ...
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def cache_values(self) -> int:
+        """Numbers that the cache holds for one token over all layers."""
+        ...
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that the decoder learns."""
+        ...
+
+    def work_bytes(self, tokens: int, item_bytes: int) -> int:
+        """Peak memory of the intermediate results of a prefill without gradients, weights and cache aside."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,15 @@
 """The causal language model of the line: RMSNorm, grouped-query attention with rotary positions, SwiGLU."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from foveal.core.shapes import Float, Int
 from foveal.language.cache import Cache
-from foveal.language.config import DecoderConfig
+from foveal.language.config import DecoderConfig, DecoderSizes
 from foveal.nn.attention import attend_cached, attend_packed
 from foveal.nn.keep import Keep
 from foveal.nn.mlp import GatedMLP
@@ -42,15 +43,28 @@ class Attention(nn.Module):
         return self.out(torch.cat(parts).flatten(1))
 
 
+Part = Callable[[Any, int], nn.Module]
+"""(configuration, number of the layer) -> a part of that layer."""
+
+
+def gated_mlp(config: DecoderConfig, layer: int) -> nn.Module:  # noqa: ARG001
+    return GatedMLP(config.width, config.mlp_width)
+
+
+def rotary(config: DecoderConfig, positions: Int[Tensor, "A T"]) -> Rotation:
+    """The rotation of every token, by contiguous sections of frequencies for each axis of positions."""
+    return text_rotation(positions, head_dim=config.head_dim, theta=config.theta, section=config.section)
+
+
 class DecoderLayer(nn.Module):
     """Pre-norm layer: attention, then MLP."""
 
-    def __init__(self, config: DecoderConfig, layer: int) -> None:
+    def __init__(self, config: DecoderSizes, layer: int, attention: Part, mlp: Part) -> None:
         super().__init__()
         self.norm1 = RMSNorm(config.width, config.eps)
-        self.attention = Attention(config, layer)
+        self.attention = attention(config, layer)
         self.norm2 = RMSNorm(config.width, config.eps)
-        self.mlp = GatedMLP(config.width, config.mlp_width)
+        self.mlp = mlp(config, layer)
 
     def forward(
         self, x: Float[Tensor, "T D"], rotation: Rotation, starts: Sequence[int], cache: Cache | None
@@ -60,13 +74,27 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token embedding, layers, final norm and vocabulary head (which is the embedding when `tied`)."""
+    """Token embedding, layers, final norm and vocabulary head (which is the embedding when `tied`).
 
-    def __init__(self, config: DecoderConfig) -> None:
+    Args:
+        config: sizes; a family with parts of its own may bring a configuration of its own.
+        attention: makes a layer's attention, called as `Attention` is.
+        mlp: makes a layer's feed-forward part, [T, D] -> [T, D].
+        rotary: positions [A, T] -> what attention rotates queries and keys with.
+    """
+
+    def __init__(
+        self,
+        config: DecoderSizes,
+        *,
+        attention: Part = Attention,
+        mlp: Part = gated_mlp,
+        rotary: Callable[[Any, Tensor], Rotation] = rotary,
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.rotary = config, rotary
         self.embed = nn.Embedding(config.vocab, config.width)
-        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.depth))
+        self.layers = nn.ModuleList(DecoderLayer(config, i, attention, mlp) for i in range(config.depth))
         self.norm = RMSNorm(config.width, config.eps)
         self.head = None if config.tied else nn.Linear(config.width, config.vocab, bias=False)
 
@@ -78,16 +106,18 @@ class Decoder(nn.Module):
         *,
         cache: Cache | None = None,
         keep: Keep | None = None,
+        deep: Sequence[Float[Tensor, "T D"]] = (),
     ) -> Float[Tensor, "T D"]:
         """Embeddings of sequences end to end -> final hidden states, normalised.
 
         With a cache, the tokens continue its sequences: `starts` has one entry more than the cache has
-        sequences, and a sequence may get no token at all.
+        sequences, and a sequence may get no token at all. `deep[i]` is added to the result of layer i.
         """
-        c = self.config
-        rotation = text_rotation(positions, head_dim=c.head_dim, theta=c.theta, section=c.section).to(x.dtype)
+        rotation = self.rotary(self.config, positions).to(x.dtype)
         for index, layer in enumerate(self.layers):
             x = layer(x, rotation, starts, cache)
+            if index < len(deep):
+                x = x + deep[index]
             if keep:
                 keep.offer(f"layers.{index}", x)
         if cache is not None:

@@ -9,7 +9,7 @@ A bicycle.<|im_end|>
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Protocol, runtime_checkable
@@ -30,8 +30,33 @@ class ChatFormat(Protocol):
         """Segments of `messages`; with `generate` they end where the assistant is to go on."""
         ...
 
-    def template(self) -> str:
-        """The same format as a Jinja chat template, for other libraries."""
+    def template(self) -> str | None:
+        """The same format as a Jinja chat template, for other libraries; None where its releases have none."""
+        ...
+
+
+@runtime_checkable
+class FamilyChat(ChatFormat, Protocol):
+    """The chat format that a family declares."""
+
+    @property
+    def specials(self) -> tuple[str, ...]:
+        """Special tokens that it needs in the vocabulary."""
+        ...
+
+    @property
+    def pads(self) -> tuple[str, str | None]:
+        """The tokens that stand for one visual token of an image and of a video (None: it has no videos)."""
+        ...
+
+    @property
+    def end(self) -> str:
+        """The token that ends a turn."""
+        ...
+
+    @property
+    def config_ids(self) -> Mapping[str, str]:
+        """Keys of config.json that state ids of vision tokens -> the tokens."""
         ...
 
 
@@ -63,6 +88,16 @@ class ChatML:
     def pads(self) -> tuple[str, str]:
         """The tokens that stand for one visual token of an image and of a video."""
         return self.image[1], self.video[1]
+
+    @property
+    def config_ids(self) -> Mapping[str, str]:
+        """Keys of config.json that state ids of vision tokens -> the tokens."""
+        return {
+            "image_token_id": self.image[1],
+            "video_token_id": self.video[1],
+            "vision_start_token_id": self.image[0],
+            "vision_end_token_id": self.image[2],
+        }
 
     @property
     def _frames(self) -> tuple[SpecialSegment, ...]:

@@ -1,26 +1,41 @@
-"""From a part of a message to what the model sees of it.
+"""From a part of a message to what a model sees of it: what all families share.
 
-`open_medium` opens it; `measure_image` and `measure_video` know it by its size alone.
+A `Vision` opens media and measures them; there is one for pictures of any size (`native`), one for squares
+(`square`), and families with a way of their own declare it in the same form.
 """
 
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from foveal.core.box import ImageView
 from foveal.core.errors import InputError
 from foveal.core.media import MediaBudget
 from foveal.core.packed import Medium
 from foveal.core.shapes import Float32
-from foveal.processing.media import describe, open_image
 from foveal.processing.messages import ImagePart, VideoPart, checked_number
-from foveal.processing.patches import Normalize, image_patches, video_patches
-from foveal.processing.resize import PatchGrid, Resize, resized
-from foveal.processing.video import Frames, frame_size, open_video, plan_frames
+from foveal.processing.resize import Resize
 
-Opened: TypeAlias = tuple[Medium, Float32[np.ndarray, "_ C"]]
-"""A medium's record and its patches."""
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A medium's record, its patches, and arrays that only its family needs (for `Packed.extra`), by name."""
+
+    medium: Medium
+    patches: Float32[np.ndarray, "_ C"]
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoShape:
+    """A video of which nothing is opened: size in pixels, length, and frames per second of the file."""
+
+    width: int
+    height: int
+    seconds: float
+    fps: float = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,81 +80,52 @@ class Knobs:
         high = self.max_pixels if part.max_pixels is None else part.max_pixels
         return low, high
 
-
-@dataclass(frozen=True, kw_only=True)
-class Vision:
-    """The settings of a family (or checkpoint) that turn media into patches."""
-
-    resize: PatchGrid
-    normalize: Normalize
-    video: Frames
+    def refuse(self, names: Sequence[str], why: str) -> None:
+        """Raises `InputError` if a setting of `names` was made, which a family has no use for."""
+        for name in names:
+            if getattr(self, name) is not None:
+                raise InputError(f"{name}={getattr(self, name)}: {why}; leave it out.")
 
 
-def open_medium(
-    part: ImagePart | VideoPart, *, vision: Vision, budget: MediaBudget, knobs: Knobs, patches: bool = True
-) -> Opened:
-    """Opens an image or video: its record (of sequence 0) and its patches; with `patches` off, none of them.
+@runtime_checkable
+class Vision(Protocol):
+    """How a family turns media into patches."""
 
-    Raises:
-        InputError, MediaError, BudgetError: see `foveal.processing.media` and `.video`.
-    """
-    grid, normalize = vision.resize, vision.normalize
-    low, high = knobs.limits(part)
-    name = describe(part.source)
-    rows = np.zeros((0, 3 * grid.temporal * grid.patch**2), dtype=np.float32)
-    if isinstance(part, VideoPart):
-        clip = open_video(
-            part.source, frames=vision.video, budget=budget, grid=grid, min_px=low, max_px=high,
-            total_px=part.total_pixels, resize=knobs.resize, **knobs.sampling(part),
-        )  # fmt: skip
-        count, height, width = clip.frames.shape[:3]
-        view, shape = ImageView(original=clip.source_size, processed=(width, height)), grid.grid(width, height, count)
-        if patches:
-            rows, _, shape = video_patches(clip.frames, grid=grid, normalize=normalize)
-        return _medium("video", view, shape, grid, name, clip.times_s), rows
-    picture = open_image(part.source, budget=budget)
-    original = picture.size
-    if part.resized is not None:
-        picture = resized(picture, grid.size(*part.resized, min_px=low, max_px=high), knobs.resize)
-    size = grid.size(*picture.size, min_px=low, max_px=high)
-    view, shape = ImageView(original=original, processed=size), grid.grid(*size)
-    if patches:
-        rows, _, shape = image_patches(
-            picture, grid=grid, normalize=normalize, min_px=low, max_px=high, resize=knobs.resize
-        )
-    return _medium("image", view, shape, grid, name), rows
+    @property
+    def patch_values(self) -> int:
+        """C: numbers in one row of patches."""
+        ...
 
+    def pixel_range(self, *, images: bool, videos: bool) -> tuple[int, int] | None:
+        """Least and largest `max_pixels` that make a difference to such media; None where the size is fixed."""
+        ...
 
-def measure_image(width: int, height: int, *, vision: Vision, knobs: Knobs) -> Medium:
-    """The record of an image of which only the size is known."""
-    size = vision.resize.size(width, height, min_px=knobs.min_pixels, max_px=knobs.max_pixels)
-    view = ImageView(original=(width, height), processed=size)
-    return _medium("image", view, vision.resize.grid(*size), vision.resize, f"{width} x {height} px")
+    def read(self, folder: Path) -> "Vision":
+        """The same with the settings that a published folder states; `ConfigError` for what is not supported."""
+        ...
 
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Its settings as published JSON files, by name: `read` gives the same settings back."""
+        ...
 
-def measure_video(
-    width: int, height: int, seconds: float, native_fps: float, *, vision: Vision, knobs: Knobs
-) -> Medium:
-    """The record of a video file of which only size, length and frame rate are known."""
-    chosen = plan_frames(
-        seconds, native_fps, vision.video, fps=knobs.fps, nframes=knobs.nframes, max_frames=knobs.max_frames
-    )
-    limits = {"min_px": knobs.min_pixels, "max_px": knobs.max_pixels}
-    size = frame_size(len(chosen), width, height, grid=vision.resize, frames=vision.video, **limits)
-    view = ImageView(original=(width, height), processed=size)
-    shape = vision.resize.grid(*size, frames=len(chosen))
-    times = tuple(k / native_fps for k in chosen)
-    return _medium("video", view, shape, vision.resize, f"{width} x {height} px, {seconds:g} s", times)
+    def open(
+        self, part: ImagePart | VideoPart, *, budget: MediaBudget, knobs: Knobs, count: int, patches: bool = True
+    ) -> Opened:
+        """Opens one of `count` media of a conversation, as of sequence 0; with `patches` off, no patch is made."""
+        ...
 
+    def measure_image(self, width: int, height: int, *, knobs: Knobs, count: int) -> Medium:
+        """The record of an image, one of `count` media, of which only the size is known."""
+        ...
 
-def _medium(
-    kind: str,
-    view: ImageView,
-    shape: tuple[int, int, int],
-    grid: PatchGrid,
-    source: str,
-    times_s: tuple[float, ...] = (),
-) -> Medium:
-    return Medium(
-        kind=kind, sequence=0, view=view, grid=shape, tokens=grid.tokens(shape), times_s=times_s, source=source
-    )
+    def measure_video(self, video: VideoShape, *, knobs: Knobs, count: int) -> Medium:
+        """The record of a video, one of `count` media, of which only size, length and frame rate are known."""
+        ...
+
+    def cells(self, medium: Medium) -> tuple[int, int, int]:
+        """A medium's visual tokens in time, height and width, for positions; their product is its token count."""
+        ...
+
+    def pixels_for(self, tokens: int) -> int | None:
+        """The `max_pixels` with which an image takes at most `tokens`; None where the size is fixed."""
+        ...

@@ -31,6 +31,12 @@ class Normalize:
             raise ConfigError(f"Normalize has mean={self.mean}, std={self.std}; expected 3 each and std above 0.")
 
 
+CLIP_COLOURS = Normalize(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
+"""Statistics of CLIP's training pictures, which most of this line took over."""
+HALF = Normalize(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+"""Values from -1 to 1: ViT, SigLIP and what is built on SigLIP."""
+
+
 def image_patches(
     picture: Image.Image,
     *,

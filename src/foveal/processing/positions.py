@@ -47,7 +47,7 @@ class Plain:
 
     axes: int = 1
 
-    def place(self, length: int, blocks: Sequence[Block]) -> tuple[Int64[np.ndarray, "A T"], int]:  # noqa: ARG002
+    def place(self, length: int, blocks: Sequence[Block]) -> tuple[Int64[np.ndarray, "A T"], int]:
         return np.arange(length, dtype=np.int64)[None], 0
 
 

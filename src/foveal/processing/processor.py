@@ -4,7 +4,7 @@ messages ──▶ parts ──▶ media opened, resized, cut into patches
                └─────▶ segments ──▶ token ids ──▶ runs, spans, positions
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,18 @@ from foveal.core.box import Box
 from foveal.core.errors import BudgetError, InputError
 from foveal.core.media import MediaBudget
 from foveal.core.packed import Medium, Packed, join
-from foveal.processing.chat import ChatFormat, ChatML
+from foveal.processing.chat import ChatFormat, FamilyChat
 from foveal.processing.grounding import AnswerReader, BoxStyle, Grounded, parse
-from foveal.processing.intake import Knobs, Opened, Vision, measure_image, measure_video, open_medium
+from foveal.processing.intake import Knobs, Opened, VideoShape, Vision
 from foveal.processing.messages import ImagePart, Message, Part, TextPart, VideoPart, parse_conversations
 from foveal.processing.packing import pack
-from foveal.processing.patches import Normalize
 from foveal.processing.positions import Positions
 from foveal.processing.prompt import place_media
-from foveal.processing.published import read_folder, write_files
-from foveal.processing.resize import PatchGrid, Resize
+from foveal.processing.published import read_folder, read_tokenizer, write_files
+from foveal.processing.resize import Resize
 from foveal.processing.segments import Segment
 from foveal.processing.template import choose_format
 from foveal.processing.tokens import Tokenizer
-from foveal.processing.video import Frames
 
 PROCESS_OPTIONS = ("generate", "min_pixels", "max_pixels", "fps", "nframes", "max_frames", "resize")
 """Options of `Processor.process` that a question may carry beside those of sampling."""
@@ -38,24 +36,15 @@ _VISION_PADS = ("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
 @dataclass(frozen=True, kw_only=True)
 class Processing:
-    """What a family declares about its input. A checkpoint's own files replace sizes, colours and limits."""
+    """What a family declares about its input. A checkpoint's own files replace the settings of `vision`."""
 
-    resize: PatchGrid
-    normalize: Normalize
-    chat: ChatML
-    video: Frames
+    vision: Vision
+    chat: FamilyChat
     boxes: BoxStyle
     positions: Positions
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoShape:
-    """A video of which nothing is opened: size in pixels, length, and frames per second of the file."""
-
-    width: int
-    height: int
-    seconds: float
-    fps: float = 30.0
+    tokenizer: Callable[[Path], Tokenizer] = read_tokenizer
+    arrange: Callable[[list[Segment], Sequence[Medium]], list[Segment]] | None = None
+    """Rewrites a rendered conversation once its media are known, where their place holds more than pads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +82,6 @@ class Processor:
         self.tokenizer, self.processing, self.context_tokens = tokenizer, processing, context_tokens
         self.chat: ChatFormat = chat or processing.chat
         self._files = files
-        self._vision = Vision(resize=processing.resize, normalize=processing.normalize, video=processing.video)
         for name in (*processing.chat.specials, *processing.boxes.specials):
             tokenizer.special(name)
 
@@ -104,11 +92,11 @@ class Processor:
         Raises:
             ConfigError: a file is missing, damaged, or asks for what is not supported.
         """
-        found = read_folder(folder, processing.resize, processing.video)
+        found = read_folder(folder, processing.tokenizer)
         split, variables = found.tokenizer.split, found.variables
         return cls(
             tokenizer=found.tokenizer,
-            processing=replace(processing, resize=found.resize, normalize=found.normalize, video=found.video),
+            processing=replace(processing, vision=processing.vision.read(folder)),
             context_tokens=context_tokens,
             chat=choose_format(found.template, processing.chat, split=split, variables=variables),
             files=found.files,
@@ -121,14 +109,7 @@ class Processor:
 
     def published_ids(self) -> dict[str, int]:
         """The ids of vision tokens under the keys by which config.json states them."""
-        image, video = self.processing.chat.image, self.processing.chat.video
-        names = {
-            "image_token_id": image[1],
-            "video_token_id": video[1],
-            "vision_start_token_id": image[0],
-            "vision_end_token_id": image[2],
-        }
-        return {key: self.tokenizer.special(name) for key, name in names.items()}
+        return {key: self.tokenizer.special(name) for key, name in self.processing.chat.config_ids.items()}
 
     def files(self) -> dict[str, str]:
         """The processing files in the published layout, name to content."""
@@ -136,7 +117,7 @@ class Processor:
         if self._files is not None:
             return dict(self._files)
         template, end = self.chat.template(), p.chat.end
-        return write_files(self.tokenizer, p.resize, p.normalize, p.video, template, end, self.context_tokens)
+        return write_files(self.tokenizer, p.vision, template, end, self.context_tokens)
 
     def save(self, folder: Path) -> None:
         """Writes `files`; each appears whole or not at all."""
@@ -154,7 +135,7 @@ class Processor:
     @property
     def banned_ids(self) -> frozenset[int]:
         """Ids that stand for visual tokens and must never be sampled."""
-        names = {*_VISION_PADS, *self.processing.chat.pads} & set(self.tokenizer.special_names)
+        names = {*_VISION_PADS, *filter(None, self.processing.chat.pads)} & set(self.tokenizer.special_names)
         return frozenset(self.tokenizer.special(n) for n in names)
 
     def process(
@@ -211,7 +192,7 @@ class Processor:
     def _conversation(self, messages: list[Message], budget: MediaBudget, knobs: Knobs, generate: bool) -> Packed:
         parts = [p for m in messages for p in m.parts if isinstance(p, ImagePart | VideoPart)]
         opened = self._open(parts, budget, knobs)
-        views = [medium.view for medium, _ in opened]
+        views = [o.medium.view for o in opened]
 
         def write_boxes(boxes: Sequence[Box]) -> list[Segment]:
             return self.processing.boxes.render(boxes, views)
@@ -230,17 +211,21 @@ class Processor:
                 f"{len(parts)} images and videos in one conversation; the budget is {budget.media}. Send fewer or "
                 "raise MediaBudget.media."
             )
-        opened, tokens = [], 0
+        vision = self.processing.vision
+        opened: list[Opened] = []
+        tokens = 0
         for part in parts:
             # Once the context is full there will be an error; patches would be made in vain.
             fits = self.context_tokens is None or tokens <= self.context_tokens
-            opened.append(open_medium(part, vision=self._vision, budget=budget, knobs=knobs, patches=fits))
-            tokens += opened[-1][0].tokens
+            opened.append(vision.open(part, budget=budget, knobs=knobs, count=len(parts), patches=fits))
+            tokens += opened[-1].medium.tokens
         return opened
 
     def _pack(self, segments: list[Segment], opened: list[Opened]) -> Packed:
         p = self.processing
-        return pack(segments, opened, self.tokenizer, p.resize, p.positions, self.context_tokens)
+        if p.arrange is not None:
+            segments = p.arrange(segments, [o.medium for o in opened])
+        return pack(segments, opened, self.tokenizer, p.vision, p.positions, self.context_tokens)
 
     def count(
         self,
@@ -259,12 +244,15 @@ class Processor:
         `images` are (width, height) in pixels. Exact: `process` gives the same number for real media.
         """
         knobs = Knobs(min_pixels=min_pixels, max_pixels=max_pixels, fps=fps, nframes=nframes, max_frames=max_frames)
-        media = [measure_image(w, h, vision=self._vision, knobs=knobs) for w, h in images]
-        media += [measure_video(v.width, v.height, v.seconds, v.fps, vision=self._vision, knobs=knobs) for v in videos]
+        p, count = self.processing, len(images) + len(videos)
+        media = [p.vision.measure_image(w, h, knobs=knobs, count=count) for w, h in images]
+        media += [p.vision.measure_video(v, knobs=knobs, count=count) for v in videos]
         parts: list[Part] = [ImagePart(source=None) for _ in images]
         parts += [VideoPart(source=None) for _ in videos]
         parts += [TextPart(text=text)]
         segments = self.chat.render([Message(role="user", parts=tuple(parts))], boxes=lambda _: [], generate=True)
+        if p.arrange is not None:
+            segments = p.arrange(segments, media)
         total = len(self.tokenizer.encode_segments(segments, [m.tokens for m in media]).ids)
         return Count(tokens=total, text_tokens=total - sum(m.tokens for m in media), media=tuple(media))
 

@@ -11,7 +11,7 @@ from foveal.processing.segments import MediumSegment, Segment, SpecialSegment
 
 
 def place_media(
-    segments: Sequence[Segment], media: Sequence[Any], pads: tuple[str, str]
+    segments: Sequence[Segment], media: Sequence[Any], pads: tuple[str, str | None]
 ) -> tuple[list[Segment], list[ImagePart | VideoPart]]:
     """Puts `media` in the place of the pads of images and videos, in order.
 

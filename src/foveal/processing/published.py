@@ -9,18 +9,15 @@ A setting that would change results and is not supported is an error; a field th
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foveal.core.config import read_json
 from foveal.core.errors import ConfigError
-from foveal.processing.media_settings import VIDEO_SHARE, read_media_settings
-from foveal.processing.patches import Normalize
-from foveal.processing.resize import PatchGrid
+from foveal.processing.intake import Vision
 from foveal.processing.tokens import Tokenizer
-from foveal.processing.video import Frames
 
 TEXT_FILES = (
     "tokenizer.json",
@@ -47,51 +44,45 @@ class Published:
     """What a folder says about processing."""
 
     tokenizer: Tokenizer
-    resize: PatchGrid
-    normalize: Normalize
-    video: Frames
     template: str | None
     variables: Mapping[str, Any]
     files: Mapping[str, str]
 
 
-def read_folder(folder: Path, resize: PatchGrid, video: Frames) -> Published:
-    """Reads the processing files of `folder`; `resize` and `video` are the family's own settings.
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder: `tokenizer.json`, with the added tokens that `tokenizer_config.json` lists.
+
+    Raises `ConfigError` when a file is missing or damaged, or asks for something that is not supported.
+    """
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.is_file() else {}
+    for key in _PLAIN_TEXT:
+        if settings.get(key):
+            raise ConfigError(f"{path}: {key}={settings[key]!r} is not supported; set it to false.")
+    try:
+        listed = dict(settings.get("added_tokens_decoder") or {}).items()
+        added = [{"content": token["content"], **token, "id": int(number)} for number, token in listed]
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path}: added_tokens_decoder cannot be read: {error!r}.") from None
+    return Tokenizer.from_file(folder / "tokenizer.json", added=added)
+
+
+def read_folder(folder: Path, tokenizer: Callable[[Path], Tokenizer] = read_tokenizer) -> Published:
+    """Reads vocabulary and chat template of `folder`; `tokenizer` is how the family reads its vocabulary.
 
     Raises:
         ConfigError: a file is missing or damaged, or it asks for something that is not supported.
     """
     files = {name: _text(folder / name) for name in TEXT_FILES if (folder / name).is_file()}
     settings = _json(folder, "tokenizer_config.json", files) or {}
-    for key in _PLAIN_TEXT:
-        if settings.get(key):
-            raise ConfigError(
-                f"{folder / 'tokenizer_config.json'}: {key}={settings[key]!r} is not supported; set it to false."
-            )
-    try:
-        listed = dict(settings.get("added_tokens_decoder") or {}).items()
-        added = [{"content": token["content"], **token, "id": int(number)} for number, token in listed]
-    except (TypeError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{folder / 'tokenizer_config.json'}: added_tokens_decoder cannot be read: {error!r}."
-        ) from None
-    tokenizer = Tokenizer.from_file(folder / "tokenizer.json", added=added)
-    grid, normalize, video = read_media_settings(folder, resize, video)
     variables = {k: _name(v) for k, v in settings.items() if k.endswith("_token") and isinstance(v, str | Mapping)}
     return Published(
-        tokenizer=tokenizer, resize=grid, normalize=normalize, video=video, files=files,
-        template=_template(folder, settings, files), variables=variables,
+        tokenizer=tokenizer(folder), files=files, template=_template(folder, settings, files), variables=variables,
     )  # fmt: skip
 
 
 def write_files(
-    tokenizer: Tokenizer,
-    grid: PatchGrid,
-    normalize: Normalize,
-    video: Frames,
-    template: str,
-    end: str,
-    context_tokens: int | None,
+    tokenizer: Tokenizer, vision: Vision, template: str | None, end: str, context_tokens: int | None
 ) -> dict[str, str]:
     """The files of a model of our own, in the published layout; `read_folder` gives the same settings back.
 
@@ -116,36 +107,9 @@ def write_files(
     }
     if context_tokens is None:
         del settings["model_max_length"]
-    shared = {
-        "patch_size": grid.patch,
-        "temporal_patch_size": grid.temporal,
-        "merge_size": grid.merge,
-        "image_mean": list(normalize.mean),
-        "image_std": list(normalize.std),
-        "processor_class": "Qwen2VLProcessor",
-    }
-    image = {
-        "min_pixels": grid.min_px,
-        "max_pixels": grid.max_px,
-        **shared,
-        "image_processor_type": "Qwen2VLImageProcessor",
-    }
-    moving = {
-        "size": {"shortest_edge": video.frame_min_px, "longest_edge": video.frame_max_px},
-        "fps": video.fps,
-        "min_frames": video.min_frames,
-        "max_frames": video.max_frames,
-        "cap_pixels_per_frame": True,
-        "max_video_tokens": round(video.total_px / (grid.factor**2 * VIDEO_SHARE)),
-        **shared,
-        "video_processor_type": "Qwen2VLVideoProcessor",
-    }
-    written = {
-        "tokenizer_config.json": settings,
-        "preprocessor_config.json": image,
-        "video_preprocessor_config.json": moving,
-        "chat_template.json": {"chat_template": template},
-    }
+    written: dict[str, dict[str, Any]] = {"tokenizer_config.json": settings, **vision.files()}
+    if template is not None:
+        written["chat_template.json"] = {"chat_template": template}
     texts = {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in written.items()}
     return {"tokenizer.json": tokenizer.content, **texts}
 

@@ -40,10 +40,14 @@ class SpecialSegment(Segment):
 
 @dataclass(frozen=True, kw_only=True)
 class MediumSegment(Segment):
-    """The place of medium number `medium` of the conversation; becomes as many `pad` tokens as it takes."""
+    """The place of medium number `medium` of the conversation; becomes as many `pad` tokens as it takes.
+
+    A medium whose tokens are divided evenly among several places has as many segments, each with `parts` set.
+    """
 
     medium: int
     pad: str
+    parts: int = 1
 
 
 def as_text(segments: Iterable[Segment]) -> str:

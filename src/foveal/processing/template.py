@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from foveal.core.box import Box
 from foveal.core.errors import ConfigError, InputError
-from foveal.processing.chat import BoxWriter, ChatFormat, ChatML
+from foveal.processing.chat import BoxWriter, ChatFormat, FamilyChat
 from foveal.processing.messages import BoxPart, ImagePart, Message, TextPart, VideoPart
 from foveal.processing.segments import MediumSegment, Segment, SpecialSegment, TextSegment, as_text
 
@@ -58,7 +58,7 @@ class TemplateChat:
     """
 
     def __init__(
-        self, template: str, *, split: Splitter, family: ChatML, variables: Mapping[str, Any] | None = None
+        self, template: str, *, split: Splitter, family: FamilyChat, variables: Mapping[str, Any] | None = None
     ) -> None:
         self._template, self._split, self._pads, self._end = template, split, family.pads, family.end
         if len(template) > MAX_TEMPLATE_CHARS:
@@ -71,7 +71,7 @@ class TemplateChat:
         environment.globals["strftime_now"] = _now
         try:
             self._program = environment.from_string(
-                template, globals={"add_vision_id": family.number_media, **(variables or {})}
+                template, globals={"add_vision_id": getattr(family, "number_media", False), **(variables or {})}
             )
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(
@@ -195,7 +195,7 @@ class _Speech:
 
 
 def choose_format(
-    template: str | None, family: ChatML, *, split: Splitter, variables: Mapping[str, Any] | None = None
+    template: str | None, family: FamilyChat, *, split: Splitter, variables: Mapping[str, Any] | None = None
 ) -> ChatFormat:
     """The family's format if the checkpoint's template writes the same, else the template itself.
 

@@ -151,7 +151,7 @@ class Tokenizer:
         return encoding.ids, [start for start, _ in encoding.offsets]
 
     def encode_segments(self, segments: Sequence[Segment], tokens: Sequence[int] = ()) -> Encoded:
-        """Ids of rendered segments; medium number m becomes `tokens[m]` pads.
+        """Ids of rendered segments; medium number m becomes `tokens[m]` pads, in as many parts as it has.
 
         Texts that stand next to each other are joined first: `"user\\n"` before a message that begins with
         a line break is one token in the published rendering, and so it is here. Such a token belongs
@@ -175,7 +175,7 @@ class Tokenizer:
                 if isinstance(segment, SpecialSegment):
                     new = [self.special(segment.name)]
                 elif isinstance(segment, MediumSegment):
-                    new = [self.special(segment.pad)] * tokens[segment.medium]
+                    new = [self.special(segment.pad)] * (tokens[segment.medium] // segment.parts)
                 else:
                     raise InputError(f"{type(segment).__name__} cannot be encoded; expected text, special or medium.")
                 ids += new

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from foveal.core.errors import ConfigError
+from foveal.core.errors import ConfigError, neighbours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +57,59 @@ class VisionConfig:
         rotation = item_bytes * 4 * self.width + 4 * 4 * self.width
         angles = 4 * 2 * self.head_dim
         return patches * (max(mlp, rotation, entry) + angles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainConfig:
+    """Sizes of a vision transformer with learned positions (ViT, CLIP, SigLIP and the towers built on them).
+
+    Attributes:
+        side: patches along each side of the position table.
+        activation: "gelu", "gelu_tanh" or "quick_gelu".
+        class_token: a learned token stands before the patches of every picture.
+        patch_bias: the patch embedding has a bias.
+        norm_before: a norm stands before the blocks (CLIP).
+        norm_after: a norm stands after the blocks.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    patch: int
+    side: int
+    channels: int = 3
+    eps: float = 1e-6
+    activation: str = "gelu"
+    class_token: bool = False
+    patch_bias: bool = True
+    norm_before: bool = False
+    norm_after: bool = True
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"vision width {self.width} is not divisible by its {self.heads} heads.")
+        if self.activation not in ACTIVATIONS:
+            raise ConfigError(f"vision activation {self.activation!r}; {neighbours(self.activation, ACTIVATIONS)}")
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in one patch row."""
+        return self.channels * self.patch**2
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that the tower learns."""
+        d, f = self.width, self.mlp_width
+        block = 2 * 2 * d + (d + 1) * 3 * d + (d + 1) * d + (d + 1) * f + (f + 1) * d
+        entry = (self.patch_values + self.patch_bias) * d + (self.side**2 + 2 * self.class_token) * d
+        return entry + self.depth * block + 2 * d * (self.norm_before + self.norm_after)
+
+    def work_bytes(self, patches: int, item_bytes: int) -> int:
+        """Peak memory of the intermediate results of a forward pass without gradients, weights and input aside."""
+        entry = item_bytes * (self.width + (self.patch_values if item_bytes != 4 else 0))
+        return patches * max(item_bytes * (3 * self.width + 3 * self.mlp_width), item_bytes * 7 * self.width, entry)
+
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
+"""Names of activations; `foveal.vision.plain` computes them."""

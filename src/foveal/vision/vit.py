@@ -33,7 +33,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    """Self-attention within segments, q, k and v from one projection."""
+    """Self-attention within segments, q, k and v from one projection; positions may be rotary."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -41,22 +41,28 @@ class VisionAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "P D"], rotation: Rotation, starts: Sequence[int]) -> Float[Tensor, "P D"]:
+    def forward(
+        self, x: Float[Tensor, "P D"], rotation: Rotation | None, starts: Sequence[int]
+    ) -> Float[Tensor, "P D"]:
         q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
-        return self.out(attend_packed(rotation(q), rotation(k), v, starts, causal=False).flatten(1))
+        if rotation is not None:
+            q, k = rotation(q), rotation(k)
+        return self.out(attend_packed(q, k, v, starts, causal=False).flatten(1))
 
 
 class VisionBlock(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, norm: Callable[[], nn.Module], attention: VisionAttention, mlp: nn.Module) -> None:
+    def __init__(self, norm: Callable[[], nn.Module], attention: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
         self.norm1 = norm()
         self.attention = attention
         self.norm2 = norm()
         self.mlp = mlp
 
-    def forward(self, x: Float[Tensor, "P D"], rotation: Rotation, starts: Sequence[int]) -> Float[Tensor, "P D"]:
+    def forward(
+        self, x: Float[Tensor, "P D"], rotation: Rotation | None, starts: Sequence[int]
+    ) -> Float[Tensor, "P D"]:
         x = x + self.attention(self.norm1(x), rotation, starts)
         return x + self.mlp(self.norm2(x))
 
@@ -101,9 +107,9 @@ class VisionTower(nn.Module):
         return x
 
 
-def frame_starts(grids: Int64[np.ndarray, "N 3"]) -> list[int]:
-    """Boundaries of the attention segments: one a temporal patch of every medium."""
-    per_frame = np.repeat(grids[:, 1] * grids[:, 2], grids[:, 0])
+def frame_starts(grids: Int64[np.ndarray, "N 3"], extra: int = 0) -> list[int]:
+    """Boundaries of the attention segments: one a temporal patch of every medium, each with `extra` tokens."""
+    per_frame = np.repeat(grids[:, 1] * grids[:, 2] + extra, grids[:, 0])
     return [0, *np.cumsum(per_frame).tolist()]
 
 

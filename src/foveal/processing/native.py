@@ -1,0 +1,141 @@
+"""Media at their own size (Qwen2-VL and after): any picture as a grid of patches, videos as stacks of frames."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foveal.core.box import ImageView
+from foveal.core.media import MediaBudget
+from foveal.core.packed import Medium
+from foveal.processing.intake import Knobs, Opened, VideoShape
+from foveal.processing.media import describe, open_image
+from foveal.processing.media_settings import VIDEO_SHARE, read_media_settings
+from foveal.processing.messages import ImagePart, VideoPart
+from foveal.processing.patches import Normalize, image_patches, video_patches
+from foveal.processing.resize import PatchGrid, resized
+from foveal.processing.video import Frames, frame_size, open_video, plan_frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeSize:
+    """The `Vision` of Qwen2-VL: sizes, colours, and how videos are sampled.
+
+    `makers` are the (image, video, processor) class names that published files state.
+    """
+
+    resize: PatchGrid
+    normalize: Normalize
+    video: Frames
+    makers: tuple[str, str, str] = ("Qwen2VLImageProcessor", "Qwen2VLVideoProcessor", "Qwen2VLProcessor")
+
+    @property
+    def patch_values(self) -> int:
+        return 3 * self.resize.temporal * self.resize.patch**2
+
+    def pixel_range(self, *, images: bool, videos: bool) -> tuple[int, int] | None:
+        grid, video = self.resize, self.video
+        lows = [grid.min_px] * images + [video.frame_min_px] * videos
+        highs = [grid.max_px] * images + [video.frame_max_px] * videos
+        return max([grid.factor**2, *lows]), max([grid.factor**2, *highs])
+
+    def read(self, folder: Path) -> "NativeSize":
+        grid, normalize, video = read_media_settings(folder, self.resize, self.video)
+        return replace(self, resize=grid, normalize=normalize, video=video)
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        grid, normalize, video = self.resize, self.normalize, self.video
+        shared = {
+            "patch_size": grid.patch,
+            "temporal_patch_size": grid.temporal,
+            "merge_size": grid.merge,
+            "image_mean": list(normalize.mean),
+            "image_std": list(normalize.std),
+            "processor_class": self.makers[2],
+        }
+        image = {
+            "min_pixels": grid.min_px,
+            "max_pixels": grid.max_px,
+            **shared,
+            "image_processor_type": self.makers[0],
+        }
+        moving = {
+            "size": {"shortest_edge": video.frame_min_px, "longest_edge": video.frame_max_px},
+            "fps": video.fps,
+            "min_frames": video.min_frames,
+            "max_frames": video.max_frames,
+            "cap_pixels_per_frame": True,
+            "max_video_tokens": round(video.total_px / (grid.factor**2 * VIDEO_SHARE)),
+            **shared,
+            "video_processor_type": self.makers[1],
+        }
+        return {"preprocessor_config.json": image, "video_preprocessor_config.json": moving}
+
+    def open(
+        self,
+        part: ImagePart | VideoPart,
+        *,
+        budget: MediaBudget,
+        knobs: Knobs,
+        count: int,
+        patches: bool = True,
+    ) -> Opened:
+        """See `Vision.open`. Raises `InputError`, `MediaError`, `BudgetError`: see `media` and `video`."""
+        grid, normalize = self.resize, self.normalize
+        low, high = knobs.limits(part)
+        name = describe(part.source)
+        rows = np.zeros((0, self.patch_values), dtype=np.float32)
+        if isinstance(part, VideoPart):
+            clip = open_video(
+                part.source, frames=self.video, budget=budget, grid=grid, min_px=low, max_px=high,
+                total_px=part.total_pixels, resize=knobs.resize, **knobs.sampling(part),
+            )  # fmt: skip
+            frames, height, width = clip.frames.shape[:3]
+            view, shape = (
+                ImageView(original=clip.source_size, processed=(width, height)),
+                grid.grid(width, height, frames),
+            )
+            if patches:
+                rows, _, shape = video_patches(clip.frames, grid=grid, normalize=normalize)
+            return Opened(medium=self._medium("video", view, shape, name, clip.times_s), patches=rows)
+        picture = open_image(part.source, budget=budget)
+        original = picture.size
+        if part.resized is not None:
+            picture = resized(picture, grid.size(*part.resized, min_px=low, max_px=high), knobs.resize)
+        size = grid.size(*picture.size, min_px=low, max_px=high)
+        view, shape = ImageView(original=original, processed=size), grid.grid(*size)
+        if patches:
+            rows, _, shape = image_patches(
+                picture, grid=grid, normalize=normalize, min_px=low, max_px=high, resize=knobs.resize
+            )
+        return Opened(medium=self._medium("image", view, shape, name), patches=rows)
+
+    def measure_image(self, width: int, height: int, *, knobs: Knobs, count: int) -> Medium:
+        size = self.resize.size(width, height, min_px=knobs.min_pixels, max_px=knobs.max_pixels)
+        view = ImageView(original=(width, height), processed=size)
+        return self._medium("image", view, self.resize.grid(*size), f"{width} x {height} px")
+
+    def measure_video(self, video: VideoShape, *, knobs: Knobs, count: int) -> Medium:
+        chosen = plan_frames(
+            video.seconds, video.fps, self.video, fps=knobs.fps, nframes=knobs.nframes, max_frames=knobs.max_frames
+        )
+        limits = {"min_px": knobs.min_pixels, "max_px": knobs.max_pixels}
+        size = frame_size(len(chosen), video.width, video.height, grid=self.resize, frames=self.video, **limits)
+        view = ImageView(original=(video.width, video.height), processed=size)
+        shape = self.resize.grid(*size, frames=len(chosen))
+        times = tuple(k / video.fps for k in chosen)
+        return self._medium("video", view, shape, f"{video.width} x {video.height} px, {video.seconds:g} s", times)
+
+    def cells(self, medium: Medium) -> tuple[int, int, int]:
+        t, h, w = medium.grid
+        return t, h // self.resize.merge, w // self.resize.merge
+
+    def pixels_for(self, tokens: int) -> int | None:
+        return self.resize.max_px_for(tokens)
+
+    def _medium(
+        self, kind: str, view: ImageView, shape: tuple[int, int, int], source: str, times_s: tuple[float, ...] = ()
+    ) -> Medium:
+        tokens = self.resize.tokens(shape)
+        return Medium(kind=kind, sequence=0, view=view, grid=shape, tokens=tokens, times_s=times_s, source=source)
