@@ -135,7 +135,7 @@ def test_the_cache_is_as_large_as_planned(answer: int, monkeypatch: pytest.Monke
     generations = start(batch, [Sampling(max_tokens=answer + 1, ignore_eos=True)], 4096)
     for _ in steps(network, batch, generations, stops=frozenset(), banned=frozenset()):
         stores = [s for layer in caches[0]._layers for s in layer if s is not None] or stores
-    held = sum(s.numel() for s in stores)
+    held = sum(tensor.numel() for tensors in stores for tensor in tensors)
     # The last token of an answer is never read, so an answer of n + 1 tokens fills the places of n.
     assert held == config.language.cache_values * cache_room(prompt, answer)
 

@@ -291,21 +291,21 @@ def test_a_processor_of_our_own_is_read_back_and_opens_in_transformers(tmp_path)
     from transformers import AutoImageProcessor, AutoTokenizer
 
     chat = ChatML(default_system='A "small" model.\n')
-    own = replace(
-        PROCESSING,
-        resize=replace(PROCESSING.resize, min_px=784, max_px=50_000),
-        video=replace(PROCESSING.video, fps=1.0, max_frames=8, frame_min_px=784, frame_max_px=50_000, total_px=400_000),
-        chat=chat,
+    plain = PROCESSING.vision
+    seen = replace(
+        plain,
+        resize=replace(plain.resize, min_px=784, max_px=50_000),
+        video=replace(plain.video, fps=1.0, max_frames=8, frame_min_px=784, frame_max_px=50_000, total_px=400_000),
     )
+    own = replace(PROCESSING, vision=seen, chat=chat)
     made = type(P)(tokenizer=T, processing=own, context_tokens=512)
     made.save(tmp_path)
-    again = type(P).from_folder(
-        tmp_path, replace(own, resize=PROCESSING.resize, video=PROCESSING.video), context_tokens=512
-    )
+    again = type(P).from_folder(tmp_path, replace(own, vision=plain), context_tokens=512)
     # Video budgets are written in whole tokens of text, 0.9 x 28 x 28 px each.
-    assert again.processing.video.total_px == pytest.approx(400_000, abs=706)
-    expected = replace(own, video=replace(own.video, total_px=again.processing.video.total_px))
-    assert again.processing == expected
+    total = again.processing.vision.video.total_px
+    assert total == pytest.approx(400_000, abs=706)
+    expected = replace(seen, video=replace(seen.video, total_px=total))
+    assert again.processing == replace(own, vision=expected)
     assert again.chat == chat
     same(again.process(user(picture(), "a")), made.process(user(picture(), "a")))
 

@@ -102,7 +102,7 @@ def test_a_checkpoint_with_another_template_is_rendered_by_it(folder):
 def test_missing_files_are_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(ConfigError, match=name):
-        read(folder)
+        processor(folder)
 
 
 @pytest.mark.parametrize(
@@ -112,4 +112,4 @@ def test_missing_files_are_named(folder, name):
 def test_damaged_files_are_named(folder, name, content):
     (folder / name).write_bytes(content)
     with pytest.raises(ConfigError, match=name):
-        read(folder)
+        processor(folder)

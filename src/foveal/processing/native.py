@@ -35,6 +35,7 @@ class NativeSize:
         return 3 * self.resize.temporal * self.resize.patch**2
 
     def pixel_range(self, *, images: bool, videos: bool) -> tuple[int, int] | None:
+        """From the highest floor to the highest ceiling of such media, in pixels."""
         grid, video = self.resize, self.video
         lows = [grid.min_px] * images + [video.frame_min_px] * videos
         highs = [grid.max_px] * images + [video.frame_max_px] * videos
@@ -45,6 +46,7 @@ class NativeSize:
         return replace(self, resize=grid, normalize=normalize, video=video)
 
     def files(self) -> dict[str, dict[str, Any]]:
+        """`preprocessor_config.json` and `video_preprocessor_config.json`."""
         grid, normalize, video = self.resize, self.normalize, self.video
         shared = {
             "patch_size": grid.patch,
@@ -117,6 +119,7 @@ class NativeSize:
         return self._medium("image", view, self.resize.grid(*size), f"{width} x {height} px")
 
     def measure_video(self, video: VideoShape, *, knobs: Knobs, count: int) -> Medium:
+        """The frames that would be taken, and their size; exact."""
         chosen = plan_frames(
             video.seconds, video.fps, self.video, fps=knobs.fps, nframes=knobs.nframes, max_frames=knobs.max_frames
         )

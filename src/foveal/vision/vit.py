@@ -45,9 +45,10 @@ class VisionAttention(nn.Module):
         self, x: Float[Tensor, "P D"], rotation: Rotation | None, starts: Sequence[int]
     ) -> Float[Tensor, "P D"]:
         q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
-        if rotation is not None:
-            q, k = rotation(q), rotation(k)
-        return self.out(attend_packed(q, k, v, starts, causal=False).flatten(1))
+        if rotation is None:
+            return self.out(attend_packed(q, k, v, starts, causal=False).flatten(1))
+        # Rotated queries and keys get no name here: they are freed before the last product.
+        return self.out(attend_packed(rotation(q), rotation(k), v, starts, causal=False).flatten(1))
 
 
 class VisionBlock(nn.Module):
