@@ -1,0 +1,221 @@
+"""Mixture of experts: a router chooses experts for every token, and each expert computes all of its tokens together.
+
+    x [T, D] ── Router ──▶ Routed: experts [T, K], weights [T, K]
+       └─────── dispatch: tokens sorted by expert, one call an expert, results back in their places ──▶ [T, D]
+
+Two layouts of the same thing: `Experts` keeps one module an expert, as DeepSeek's files do; `FusedExperts` keeps one
+tensor for all, as Qwen3's do.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.core.errors import ConfigError
+from foveal.core.shapes import Float, Int
+from foveal.nn.mlp import GatedMLP
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """How experts are chosen and weighed.
+
+    Attributes:
+        experts: E, how many there are to choose from.
+        chosen: K, how many each token takes.
+        method: "greedy" (the K best scores), "group_limited_greedy" (DeepSeek-V2, section 2.2.2: only within
+            the `kept_groups` of `groups` groups whose best expert scores highest) or "noaux_tc" (DeepSeek-V3,
+            section 2.1.2: by score plus a learned bias, groups by their two best; the bias does not enter the weights).
+        score: "softmax" over all experts, or "sigmoid" of each.
+        normalise: weights of a token are divided by their sum.
+        scale: weights are multiplied by it.
+    """
+
+    experts: int
+    chosen: int
+    method: str = "greedy"
+    score: str = "softmax"
+    groups: int = 1
+    kept_groups: int = 1
+    normalise: bool = False
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, known in (("method", METHODS), ("score", SCORES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"expert routing: {name} is {getattr(self, name)!r}; expected {' or '.join(known)}.")
+        if not 1 <= self.chosen <= self.experts:
+            raise ConfigError(f"expert routing: a token takes {self.chosen} of {self.experts} experts; take 1 or more.")
+        if self.experts % self.groups or not 1 <= self.kept_groups <= self.groups:
+            raise ConfigError(
+                f"expert routing: {self.kept_groups} of {self.groups} groups of {self.experts} experts; the experts "
+                "must divide into the groups, of which at least one is kept."
+            )
+        if self.method == "noaux_tc" and self.experts < 2 * self.groups:
+            raise ConfigError(f"expert routing: noaux_tc needs 2 experts a group; {self.experts} in {self.groups}.")
+
+    @property
+    def biased(self) -> bool:
+        """Whether a learned bias takes part in the choice."""
+        return self.method == "noaux_tc"
+
+
+METHODS = ("greedy", "group_limited_greedy", "noaux_tc")
+SCORES = ("softmax", "sigmoid")
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The experts of every token [T, K], their weights [T, K], and all scores [T, E], both in float32."""
+
+    experts: Tensor
+    weights: Tensor
+    scores: Tensor
+
+
+def greedy(scores: Float[Tensor, "T E"], chosen: int) -> Int[Tensor, "T K"]:
+    """The experts with the best scores."""
+    return scores.topk(chosen, dim=-1).indices
+
+
+def group_limited_greedy(
+    scores: Float[Tensor, "T E"], chosen: int, *, groups: int, kept_groups: int
+) -> tuple[Int[Tensor, "T K"], Float[Tensor, "T E"]]:
+    """The best experts of the groups whose best expert is best, and the scores with the other groups at 0."""
+    best = scores.view(len(scores), groups, scores.shape[-1] // groups).amax(-1)
+    limited = _limited(scores, best, kept_groups)
+    return limited.topk(chosen, dim=-1).indices, limited
+
+
+def noaux_tc(
+    scores: Float[Tensor, "T E"], bias: Float[Tensor, "E"], chosen: int, *, groups: int, kept_groups: int
+) -> Int[Tensor, "T K"]:
+    """The best experts by score plus bias, of the groups whose two best have the largest sum.
+
+    Experts of the other groups stand at 0, as published: where all choices are negative, one of them may win.
+    """
+    choice = scores + bias
+    best = choice.view(len(choice), groups, choice.shape[-1] // groups).topk(2, dim=-1).values.sum(-1)
+    return _limited(choice, best, kept_groups).topk(chosen, dim=-1).indices
+
+
+def _limited(scores: Float[Tensor, "T E"], best: Float[Tensor, "T N"], kept: int) -> Float[Tensor, "T E"]:
+    """`scores` with 0 for the experts of all groups but the `kept` ones that are best."""
+    groups = torch.zeros_like(best, dtype=torch.bool).scatter(-1, best.topk(kept, dim=-1).indices, True)
+    return scores.masked_fill(~groups.repeat_interleave(scores.shape[-1] // best.shape[-1], dim=-1), 0.0)
+
+
+class Router(nn.Module):
+    """Scores of all experts from one linear map in float32, whatever the type of the weights; then the choice."""
+
+    def __init__(self, width: int, routing: Routing) -> None:
+        super().__init__()
+        self.routing = routing
+        self.weight = nn.Parameter(torch.empty(routing.experts, width))
+        self.bias = nn.Parameter(torch.zeros(routing.experts)) if routing.biased else None
+        nn.init.normal_(self.weight, std=width**-0.5)
+
+    def forward(self, x: Float[Tensor, "T D"]) -> Routed:
+        r = self.routing
+        logits = F.linear(x.float(), self.weight.float())
+        scores = source = logits.softmax(-1) if r.score == "softmax" else logits.sigmoid()
+        limits = {"groups": r.groups, "kept_groups": r.kept_groups}
+        # No gradient goes through the choice, only through the weights.
+        if self.bias is not None:
+            experts = noaux_tc(scores.detach(), self.bias.detach().float(), r.chosen, **limits)
+        elif r.method == "group_limited_greedy":
+            experts, source = group_limited_greedy(scores, r.chosen, **limits)
+        else:
+            experts = greedy(scores, r.chosen)
+        weights = source.gather(-1, experts)
+        if r.normalise:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return Routed(experts, weights * r.scale, scores)
+
+
+def dispatch(
+    x: Float[Tensor, "T D"],
+    experts: Int[Tensor, "T K"],
+    weights: Float[Tensor, "T K"],
+    count: int,
+    compute: Callable[[int, Tensor], Tensor],
+) -> Float[Tensor, "T D"]:
+    """The weighted sum of what each token's experts say of it.
+
+    Args:
+        count: E; the experts are numbered 0 to E - 1.
+        compute: (number of an expert, its tokens [N, D]) -> [N, D].
+
+    Tokens are sorted by expert once and each expert is called once. An expert without tokens is left out, but when
+    gradients are recorded it is called with none, so that its gradient is 0 and not missing. Weights are applied and
+    summed in float32.
+    """
+    tokens, chosen = experts.shape
+    order = experts.flatten().argsort(stable=True)
+    sizes = torch.bincount(experts.flatten(), minlength=count).tolist()
+    rows = x[order // chosen]
+    idle = torch.is_grad_enabled()
+    parts = [compute(number, own) for number, own in enumerate(torch.split(rows, sizes)) if len(own) or idle]
+    said = torch.cat(parts) if parts else rows
+    back = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
+    said = said[back].view(tokens, chosen, x.shape[-1])
+    return (said.float() * weights[:, :, None]).sum(1).to(x.dtype)
+
+
+class Experts(nn.ModuleList):
+    """One gated MLP an expert, each with tensors of its own."""
+
+    def __init__(self, width: int, mlp_width: int, count: int) -> None:
+        super().__init__(GatedMLP(width, mlp_width) for _ in range(count))
+
+    def forward(
+        self, x: Float[Tensor, "T D"], experts: Int[Tensor, "T K"], weights: Float[Tensor, "T K"]
+    ) -> Float[Tensor, "T D"]:
+        return dispatch(x, experts, weights, len(self), lambda number, rows: self[number](rows))
+
+
+class FusedExperts(nn.Module):
+    """Gated MLPs in one tensor for all: `gate_up` [E, D, 2F], gates first, and `down` [E, F, D] (rows times matrix)."""
+
+    def __init__(self, width: int, mlp_width: int, count: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Parameter(torch.empty(count, width, 2 * mlp_width))
+        self.down = nn.Parameter(torch.empty(count, mlp_width, width))
+        nn.init.normal_(self.gate_up, std=width**-0.5)
+        nn.init.normal_(self.down, std=mlp_width**-0.5)
+
+    def forward(
+        self, x: Float[Tensor, "T D"], experts: Int[Tensor, "T K"], weights: Float[Tensor, "T K"]
+    ) -> Float[Tensor, "T D"]:
+        def compute(number: int, rows: Tensor) -> Tensor:
+            gate, up = (rows @ self.gate_up[number]).chunk(2, dim=-1)
+            return (F.silu(gate) * up) @ self.down[number]
+
+        return dispatch(x, experts, weights, len(self.gate_up), compute)
+
+
+class MoE(nn.Module):
+    """Routed experts, and perhaps one shared MLP that every token passes and that is added unweighed."""
+
+    def __init__(
+        self,
+        width: int,
+        mlp_width: int,
+        routing: Routing,
+        *,
+        shared_width: int = 0,
+        experts: Callable[[int, int, int], nn.Module] = Experts,
+    ) -> None:
+        """`mlp_width` is that of an expert, `shared_width` that of the shared MLP (0: none)."""
+        super().__init__()
+        self.router = Router(width, routing)
+        self.experts = experts(width, mlp_width, routing.experts)
+        self.shared = GatedMLP(width, shared_width) if shared_width else None
+
+    def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+        routed = self.router(x)
+        mixed = self.experts(x, routed.experts, routed.weights)
+        return mixed if self.shared is None else mixed + self.shared(x)
