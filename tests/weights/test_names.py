@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveal.core.errors import ConfigError
-from foveal.weights.names import NameMap
+from foveal.weights.names import NameMap, Place
 
 ROOT = Path(__file__).parents[2]
 QWEN2_VL = NameMap.load(ROOT / "src/foveal/families/maps/qwen2_vl.map")
@@ -110,6 +110,66 @@ def test_an_overlap_that_is_refused_is_a_real_one(made: list[tuple[str, str]]):
         assert any(a & b for n, a in enumerate(seen) for b in seen[:n])
 
 
+@st.composite
+def joined_rules(draw: st.DrawFn) -> list[tuple[list[tuple[str, bool]], str]]:
+    """Rules of one to three published names, some transposed; overlaps may occur."""
+    found = []
+    for number in range(draw(st.integers(1, 4))):
+        used = draw(st.sets(st.sampled_from(["{i}", "{j}"])))
+        terms = []
+        for _ in range(draw(st.integers(1, 3))):
+            words = draw(st.lists(st.one_of(WORD, st.integers(0, 3).map(str)), max_size=2))
+            terms.append((".".join(draw(st.permutations([*words, *sorted(used)])) or ["w"]), draw(st.booleans())))
+        found.append((terms, ".".join([f"ours{number}", *draw(st.permutations(sorted(used)))])))
+    return found
+
+
+def _line(terms: list[tuple[str, bool]], right: str) -> str:
+    return " + ".join(f"{name} ^T" if turned else name for name, turned in terms) + f" -> {right}"
+
+
+@settings(max_examples=300, deadline=None)
+@given(joined_rules(), st.lists(st.integers(0, 12), min_size=2, max_size=2))
+def test_joined_and_transposed_names_come_back_in_order(
+    made: list[tuple[list[tuple[str, bool]], str]], numbers: list[int]
+):
+    def filled(name: str) -> str:
+        return name.replace("{i}", str(numbers[0])).replace("{j}", str(numbers[1]))
+
+    try:
+        mapping = NameMap.parse("\n".join(_line(*rule) for rule in made))
+    except ConfigError as error:
+        assert "match the same names" in str(error) or "touches another number" in str(error)
+        return
+    for terms, right in made:
+        expected = {
+            filled(name): Place(ours=filled(right), share=share, shares=len(terms), transposed=turned)
+            for share, (name, turned) in enumerate(terms)
+        }
+        sources = mapping.sources(filled(right))
+        assert list(sources) == [filled(name) for name, _ in terms]
+        assert sources == expected == {name: mapping.place(name) for name in sources}
+        assert mapping.published(filled(right)) == " + ".join(sources)
+
+
+def test_choices_of_joined_names_go_together():
+    mapping = NameMap.parse("a.{i}.q.{weight,bias} + a.{i}.k.{weight,bias} -> b.{i}.qk.{weight,bias}\np ^T -> head")
+    assert mapping.place("a.3.k.bias") == Place(ours="b.3.qk.bias", share=1, shares=2)
+    assert list(mapping.sources("b.3.qk.weight")) == ["a.3.q.weight", "a.3.k.weight"]
+    assert mapping.place("p") == Place(ours="head", transposed=True)
+    assert mapping.published("head") == "p"
+
+
+def test_skipped_names_have_no_place():
+    mapping = NameMap.parse("read m. as a.\nskip a.{ids,size}\nskip bn{i}.tracked\na.b -> c")
+    assert [n for n in ("a.ids", "m.size", "bn12.tracked", "a.b", "x", "bn.tracked") if mapping.skips(n)] == [
+        "a.ids",
+        "m.size",
+        "bn12.tracked",
+    ]
+    assert mapping.place("a.ids") is None
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -131,6 +191,17 @@ def test_an_overlap_that_is_refused_is_a_real_one(made: list[tuple[str, str]]):
         (" -> c", "is no tensor name"),
         ("read m.a. as a.\nm.a.x -> y", "drop one of the two"),
         ("tied q to a\na -> b", "no rule"),
+        ("a.q + a.q -> b", "match the same names"),
+        ("a.{i} + a.0 -> b.{i}", "same on both sides"),
+        ("a.{i} + b.{i} -> c.{i}\na.3 -> d", "match the same names"),
+        ("a + -> b", "is no tensor name"),
+        ("a + b.{x,y} -> c.{x,y}", "1 names on the left but 2 on the right"),
+        ("a ^T^T -> b", "is no tensor name"),
+        ("a -> b ^T", "is no tensor name"),
+        ("tied x to a\na + b -> c\nx -> d", "joined or transposed"),
+        ("tied x to a\na ^T -> c\nx -> d", "joined or transposed"),
+        ("skip a\na -> b", "match the same names"),
+        ("read a. as b.\nskip a.c\nd -> e", "drop one of the two"),
     ],
 )
 def test_broken_maps_say_what_is_wrong(text: str, says: str):

@@ -187,6 +187,107 @@ def test_a_file_that_vanishes_after_its_header_was_read_is_named(folder: Path, n
         fill(make_net(meta=True), opened, names)
 
 
+JOINED = """
+{a,b} + {c,d} + {e,f}   -> {qkv.weight,qkv.bias}
+projection ^T           -> head.weight
+up ^T + gate ^T         -> mlp.weight
+skip {ids,length}
+"""
+
+
+def joined_parts(generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """A checkpoint of JOINED for width 3, with values of its own and two tensors that are skipped."""
+    shapes = {**dict.fromkeys("ace", (4, 3)), **dict.fromkeys("bdf", (4,)), "projection": (3, 5)}
+    shapes |= {"up": (3, 2), "gate": (3, 2)}
+    parts = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return parts | {"ids": torch.arange(4), "length": torch.tensor(77)}
+
+
+class Joined(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = torch.nn.Linear(3, 12)
+        self.head = torch.nn.Linear(3, 5, bias=False)
+        self.mlp = torch.nn.Linear(3, 4, bias=False)
+
+
+def joined_folder(tmp_path: Path, parts: dict[str, torch.Tensor]) -> Path:
+    (tmp_path / "joined").mkdir()
+    save_file(parts, tmp_path / "joined/model.safetensors")
+    return tmp_path / "joined"
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("window", [8, 2**23])
+def test_joined_and_transposed_tensors_are_read_and_written_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype | None, window: int
+):
+    monkeypatch.setattr(read, "MIN_WINDOW_BYTES", window)
+    names = NameMap.parse(JOINED)
+    parts = joined_parts(torch.Generator().manual_seed(1))
+    with torch.device("meta"):
+        net = Joined()
+    fill(net, open_checkpoint(joined_folder(tmp_path, parts)), names, dtype=dtype)
+    as_read = {name: value.to(dtype or torch.float32) for name, value in parts.items()}
+    assert torch.equal(net.qkv.weight, torch.cat([as_read[n] for n in "ace"]))
+    assert torch.equal(net.qkv.bias, torch.cat([as_read[n] for n in "bdf"]))
+    assert torch.equal(net.head.weight, as_read["projection"].T)
+    assert torch.equal(net.mlp.weight, torch.cat([as_read["up"].T, as_read["gate"].T]))
+    assert all(p.is_contiguous() for p in net.parameters())
+    save(net, tmp_path / "again", names)
+    written = load_file(tmp_path / "again/model.safetensors")
+    assert written.keys() == parts.keys() - {"ids", "length"}
+    for name, value in written.items():
+        assert torch.equal(value, as_read[name]), name
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.pop("c"), r"1 of 4 tensors are missing \(c\)"),
+        (lambda t: (t.pop("c"), t.pop("e")), r"1 of 4 tensors are missing \(c, e\)"),
+        (lambda t: t.update(c=torch.zeros(5, 3)), r"c has shape \[5, 3\], expected \[4, 3\]"),
+        (lambda t: t.update(projection=torch.zeros(5, 3)), r"projection has shape \[5, 3\], expected \[3, 5\]"),
+        (lambda t: t.update(gate=torch.zeros(2, 3)), r"gate has shape \[2, 3\], expected \[3, 2\]"),
+        (lambda t: t.update(d=t["d"].half()), "b, d, f are parts of one tensor but stored as F16 and F32"),
+        (lambda t: t.update(projection=torch.zeros(3, 5, dtype=torch.int64)), "projection is stored as I64"),
+    ],
+)
+def test_a_part_that_does_not_fit_is_named(tmp_path: Path, change: Callable[..., object], says: str):
+    parts = joined_parts(torch.Generator().manual_seed(1))
+    change(parts)
+    net = Joined()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(WeightsError, match=says):
+        fill(net, open_checkpoint(joined_folder(tmp_path, parts)), NameMap.parse(JOINED))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a + b + c + d + e -> weight\nf -> bias", r"weight has shape \[12, 3\], which has no 5 equal shares"),
+        ("a -> weight\nf ^T -> bias", "only a matrix can be transposed"),
+    ],
+)
+def test_a_rule_that_cannot_be_followed_is_told(tmp_path: Path, text: str, says: str):
+    parts = joined_parts(torch.Generator().manual_seed(1))
+    for name in parts.keys() - set(text.partition("weight")[0]) - {"f"}:
+        del parts[name]
+    with pytest.raises(WeightsError, match=says):
+        fill(torch.nn.Linear(3, 12), open_checkpoint(joined_folder(tmp_path, parts)), NameMap.parse(text))
+    with pytest.raises(WeightsError, match=f"cannot be written: .*{says}"):
+        save(torch.nn.Linear(3, 12), tmp_path / "other", NameMap.parse(text))
+
+
+def test_half_precision_is_checked_in_transposed_tensors_too(tmp_path: Path):
+    parts = joined_parts(torch.Generator().manual_seed(1))
+    parts["gate"][1, 1] = -70000.0
+    with pytest.raises(WeightsError, match=r"'gate' has values up to 7e\+04, which float16"):
+        folder = joined_folder(tmp_path, parts)
+        fill(Joined(), open_checkpoint(folder), NameMap.parse(JOINED), dtype=torch.float16)
+
+
 MEASURE = """
 import sys, torch
 from pathlib import Path
@@ -203,7 +304,7 @@ def status(key):
 dtype = getattr(torch, {dtype!r})
 with torch.device("meta"):
     net, small = Net(**{sizes!r}), Net()
-names = NameMap.parse(MAP)
+names = NameMap.parse({text!r} or MAP)
 fill(small, open_checkpoint({small!r}), names, dtype=dtype)  # what the libraries take for themselves
 Path("/proc/self/clear_refs").write_text("5")  # peak := now
 before = status("VmHWM")
@@ -247,9 +348,41 @@ def test_peak_memory_is_within_115_percent_of_the_weights(
         sizes=sizes,
         folder=str(tmp_path / "net"),
         small=str(tmp_path / "small"),
+        text="",
     )
+    measure(code, f"{stored} as {loaded}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory as Linux tells it")
+@pytest.mark.parametrize(("stored", "loaded"), [("bfloat16", "bfloat16"), ("bfloat16", "float32")])
+def test_peak_memory_holds_for_joined_and_transposed_tensors(tmp_path: Path, make_net: Make, stored: str, loaded: str):
+    """Measured: at most 1.06, transposed and joined tensors being copies even when the type stays."""
+    text = """
+        one + two + three                                     -> embed.weight
+        lm_head ^T                                            -> head.weight
+        inner.{i}.q + inner.{i}.k                             -> layers.{i}.weight
+        inner.{i}.bias                                        -> layers.{i}.bias
+        inner.steps                                           -> steps
+    """
+    names = NameMap.parse(text)
+    sizes = {"width": 2048, "vocab": 30_000, "depth": 20}
+    save(make_net(**sizes), tmp_path / "net", names, dtype=getattr(torch, stored), shard_bytes=10**8)
+    save(make_net(vocab=9), tmp_path / "small", names)
+    code = MEASURE.format(
+        here=str(Path(__file__).parent),
+        dtype=loaded,
+        sizes=sizes,
+        folder=str(tmp_path / "net"),
+        small=str(tmp_path / "small"),
+        text=text,
+    ).replace("Net()", "Net(vocab=9)")
+    measure(code, f"joined, {stored} as {loaded}")
+
+
+def measure(code: str, what: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     weights, peak = map(int, result.stdout.split())
-    print(f"{stored} as {loaded}: peak {peak / weights:.3f} x {weights / 1e6:.0f} MB")
+    print(f"{what}: peak {peak / weights:.3f} x {weights / 1e6:.0f} MB")
     assert weights > 200 * 10**6
     assert peak <= 1.15 * weights, f"{peak / weights:.3f}"

@@ -27,6 +27,7 @@ class Family:
         parameters: configuration -> numbers that each part learns, by the part's name.
         sizes: configurations of the released models by name, and "tiny" for tests.
         context: configuration -> tokens that fit into the model's context.
+        layout: configuration -> the layout in which its weights are saved; None for the official one.
     """
 
     name: str
@@ -39,10 +40,21 @@ class Family:
     parameters: Callable[[Any], Mapping[str, int]]
     sizes: Mapping[str, Any]
     context: Callable[[Any], int]
+    layout: Callable[[Any], str | None] = lambda _: None
 
-    def map_text(self) -> str:
+    def map_file(self, layout: str | None = None) -> str:
+        """Name of the file with a name map: NAME.map for the official layout, NAME.LAYOUT.map for another one."""
+        return f"{self.name}.map" if layout is None else f"{self.name}.{layout}.map"
+
+    def map_text(self, layout: str | None = None) -> str:
         """The name map of this family, published names to ours."""
-        return (resources.files("foveal.families") / "maps" / f"{self.name}.map").read_text(encoding="utf-8")
+        return (resources.files("foveal.families") / "maps" / self.map_file(layout)).read_text(encoding="utf-8")
+
+    def layouts(self) -> list[str | None]:
+        """Layouts that are read: the official one (None), then the others by name."""
+        files = (path.name for path in (resources.files("foveal.families") / "maps").iterdir())
+        parts = [name.split(".") for name in sorted(files)]
+        return [None, *(p[1] for p in parts if len(p) == 3 and p[0] == self.name and p[2] == "map")]
 
     def size(self, name: str) -> Any:
         """The configuration of a released size; raises `ConfigError` that names the known ones."""

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,25 @@ def load(folder: Path, *, dtype: str | torch.dtype | None = None, device: str | 
     place = torch_device(device)
     with torch.device("meta"):
         network = described.family.build(described.config)
-    names = NameMap.parse(described.family.map_text(), where=f"{described.family.name}.map")
-    fill(network, open_checkpoint(folder), names, dtype=kind, device=place)
+    checkpoint = open_checkpoint(folder)
+    fill(network, checkpoint, fitting_map(described.family, checkpoint.tensors), dtype=kind, device=place)
     return Loaded(**vars(described), network=network.eval().requires_grad_(False))
+
+
+def name_map(family: Family, layout: str | None = None) -> NameMap:
+    """The family's name map for one layout."""
+    return NameMap.parse(family.map_text(layout), where=family.map_file(layout))
+
+
+def fitting_map(family: Family, tensors: Iterable[str]) -> NameMap:
+    """The first of the family's maps that knows all of these published names; the official one if none does."""
+    published = list(tensors)
+    official = name_map(family)
+    for layout in family.layouts():
+        names = official if layout is None else name_map(family, layout)
+        if all(names.place(name) or names.skips(name) for name in published):
+            return names
+    return official
 
 
 def random_network(family: Family, config: Any, *, seed: int, std: float = 0.02) -> nn.Module:
@@ -81,7 +97,7 @@ def save_folder(
     shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes a complete checkpoint in the official layout; `folder` appears whole or not at all."""
-    names = NameMap.parse(family.map_text(), where=f"{family.name}.map")
+    names = name_map(family, family.layout(config))
     published = family.to_published(config)
     published["torch_dtype"] = str(next(network.parameters()).dtype).removeprefix("torch.")
     published |= processor.published_ids()

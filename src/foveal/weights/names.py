@@ -3,13 +3,19 @@
     # a comment
     read model.visual. as visual.
     tied lm_head.weight to model.embed_tokens.weight
+    skip text_model.embeddings.position_ids
     visual.blocks.{i}.norm1.{weight,bias} -> vision.blocks.{i}.norm1.{weight,bias}
+    a.q.{weight,bias} + a.k.{weight,bias} + a.v.{weight,bias} -> b.qkv.{weight,bias}
+    text_projection ^T -> text.head.weight
 
 `{i}` stands for a layer number. `{a,b}` is short for one rule per choice; the n-th choice on the left
-goes with the n-th on the right. `read PREFIX as PREFIX` names a second spelling that some library
+goes with the n-th on the right. `+` joins the rows (first dimension) of several published tensors of one
+shape, in order; ours is cut into equal shares again when it is written. `^T` after a published name says that
+the matrix is stored transposed. `read PREFIX as PREFIX` names a second spelling that some library
 releases write: it is read as the official one and never written. `tied COPY to ORIGINAL` says that a model
-may leave out the copy and use the original's value. The way from our names back to the published ones is
-derived, so a map that is not one to one is an error when it is read.
+may leave out the copy and use the original's value. `skip NAME` is a tensor of some releases that holds
+nothing to learn, such as a row of position numbers: it is neither read nor written. The way from our names back to
+the published ones is derived, so a map that is not one to one is an error when it is read.
 """
 
 import itertools
@@ -25,27 +31,48 @@ _GROUP = re.compile(r"\{([^{}]*)\}")
 _PLAIN = re.compile(r"[A-Za-z0-9_.\-]*")
 _READ = re.compile(r"read\s+(\S+)\s+as\s+(\S+)")
 _TIED = re.compile(r"tied\s+(\S+)\s+to\s+(\S+)")
+_SKIP = re.compile(r"skip\s+(\S+)")
+_TRANSPOSED = re.compile(r"(.*?)\s*\^T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One line of a map after its choices are spelled out; `{name}` placeholders are left in."""
+    """One line of a map after its choices are spelled out; `{name}` placeholders are left in.
 
-    published: str
+    Attributes:
+        published: the published name; several when their rows are joined.
+        transposed: for each of them, whether it is stored as the transposed matrix.
+        ours: our name.
+        line: where it stands.
+    """
+
+    published: tuple[str, ...]
+    transposed: tuple[bool, ...]
     ours: str
     line: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a published tensor goes: share `share` of `shares` equal ones of the rows of our tensor."""
+
+    ours: str
+    share: int = 0
+    shares: int = 1
+    transposed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Direction:
     """Rules keyed by the shape of the name they match, in which every number reads `#`."""
 
-    rules: Mapping[str, tuple[tuple[re.Pattern[str], str], ...]]
+    rules: Mapping[str, tuple[tuple[re.Pattern[str], Rule, int], ...]]
 
-    def translate(self, name: str) -> str | None:
-        for pattern, target in self.rules.get(_NUMBER.sub("#", name), ()):
+    def find(self, name: str) -> tuple[Rule, int, dict[str, str]] | None:
+        """The rule of a name, which of the rule's names it is, and the numbers for the placeholders."""
+        for pattern, rule, share in self.rules.get(_NUMBER.sub("#", name), ()):
             if match := pattern.fullmatch(name):
-                return target.format(**match.groupdict())
+                return rule, share, match.groupdict()
         return None
 
 
@@ -58,13 +85,16 @@ class NameMap:
         rules: every rule, choices spelled out.
         readings: (other prefix, official prefix) pairs; longer prefixes are tried first.
         ties: our name of a tensor that a model may leave out -> our name of the tensor whose value it shares.
+        skipped: patterns of published tensors that are left alone.
     """
 
     where: str
     rules: tuple[Rule, ...]
     readings: tuple[tuple[str, str], ...]
     ties: Mapping[str, str]
+    skipped: tuple[str, ...]
     _to_ours: _Direction
+    _to_skip: _Direction
     _to_published: _Direction
 
     @classmethod
@@ -73,6 +103,7 @@ class NameMap:
         rules: list[Rule] = []
         readings: list[tuple[str, str]] = []
         ties: list[tuple[str, str]] = []
+        skips: list[Rule] = []
         for number, raw in enumerate(text.splitlines(), start=1):
             line = raw.partition("#")[0].strip()
             left, arrow, right = line.partition("->")
@@ -82,33 +113,43 @@ class NameMap:
                 readings.append((reading[1], reading[2]))
             elif tie := _TIED.fullmatch(line):
                 ties.append((tie[1], tie[2]))
+            elif skip := _SKIP.fullmatch(line):
+                for name in _choices(skip[1], f"{where}:{number}"):
+                    _placeholders(name, f"{where}:{number}")
+                    skips.append(Rule(published=(name,), transposed=(False,), ours="", line=number))
             elif line:
                 raise ConfigError(
-                    f"{where}:{number}: {line!r} is no rule; write `published -> ours`, `read PREFIX as PREFIX` "
-                    "or `tied COPY to ORIGINAL`."
+                    f"{where}:{number}: {line!r} is no rule; write `published -> ours`, `read PREFIX as PREFIX`, "
+                    "`tied COPY to ORIGINAL` or `skip NAME`."
                 )
         if not rules:
             raise ConfigError(f"{where} holds no rule; add lines of the form `published -> ours`.")
-        _refuse_overlaps([(r.published, r.line) for r in rules], where)
+        _refuse_overlaps([(name, r.line) for r in (*rules, *skips) for name in r.published], where)
         _refuse_overlaps([(r.ours, r.line) for r in rules], where)
         for other, _ in readings:
-            for rule in rules:
-                if rule.published.startswith(other):
-                    raise ConfigError(
-                        f"{where}:{rule.line}: {rule.published!r} begins with {other!r}, which `read {other}` renames; "
-                        "drop one of the two."
-                    )
-        to_ours = _direction((r.published, r.ours) for r in rules)
-        for name in itertools.chain(*ties):
-            if to_ours.translate(name) is None:
+            for rule in (*rules, *skips):
+                for name in rule.published:
+                    if name.startswith(other):
+                        raise ConfigError(
+                            f"{where}:{rule.line}: {name!r} begins with {other!r}, which `read {other}` renames; "
+                            "drop one of the two."
+                        )
+        to_ours = _direction((name, r, share) for r in rules for share, name in enumerate(r.published))
+        places = {name: _place(to_ours, name) for name in itertools.chain(*ties)}
+        for name, place in places.items():
+            if place is None:
                 raise ConfigError(f"{where}: `tied` names {name!r}, for which there is no rule; add one.")
+            if place.shares > 1 or place.transposed:
+                raise ConfigError(f"{where}: `tied` names {name!r}, which is joined or transposed; tie whole tensors.")
         return cls(
             where=where,
             rules=tuple(rules),
             readings=tuple(sorted(readings, key=lambda pair: -len(pair[0]))),
-            ties={str(to_ours.translate(copy)): str(to_ours.translate(original)) for copy, original in ties},
+            ties={one.ours: two.ours for copy, original in ties if (one := places[copy]) and (two := places[original])},
+            skipped=tuple(name for r in skips for name in r.published),
             _to_ours=to_ours,
-            _to_published=_direction((r.ours, r.published) for r in rules),
+            _to_skip=_direction((name, r, 0) for r in skips for name in r.published),
+            _to_published=_direction((r.ours, r, 0) for r in rules),
         )
 
     @classmethod
@@ -128,27 +169,70 @@ class NameMap:
 
     def ours(self, published: str) -> str | None:
         """Our name of a published tensor in any spelling that is read; None when no rule matches."""
-        return self._to_ours.translate(self.official(published))
+        place = self.place(published)
+        return place.ours if place else None
+
+    def place(self, published: str) -> Place | None:
+        """Where a published tensor goes, in any spelling that is read; None when no rule matches."""
+        return _place(self._to_ours, self.official(published))
+
+    def skips(self, published: str) -> bool:
+        """Whether a published tensor is one that is left alone."""
+        return self._to_skip.find(self.official(published)) is not None
+
+    def sources(self, ours: str) -> Mapping[str, Place] | None:
+        """The official published names whose values make up one of our tensors, in order; None without a rule."""
+        found = self._to_published.find(ours)
+        if found is None:
+            return None
+        rule, _, numbers = found
+        return {
+            name.format(**numbers): Place(ours=ours, share=share, shares=len(rule.published), transposed=transposed)
+            for share, (name, transposed) in enumerate(zip(rule.published, rule.transposed, strict=True))
+        }
 
     def published(self, ours: str) -> str | None:
-        """The official published name of one of our tensors; None when no rule matches."""
-        return self._to_published.translate(ours)
+        """The official published name of one of our tensors, those of a joined one with ` + ` between; None
+        when no rule matches."""
+        sources = self.sources(ours)
+        return None if sources is None else " + ".join(sources)
+
+
+def _place(to_ours: _Direction, official: str) -> Place | None:
+    found = to_ours.find(official)
+    if found is None:
+        return None
+    rule, share, numbers = found
+    return Place(
+        ours=rule.ours.format(**numbers),
+        share=share,
+        shares=len(rule.published),
+        transposed=rule.transposed[share],
+    )
 
 
 def _spell_out(left: str, right: str, where: str, line: int) -> list[Rule]:
     """The rules that one line stands for: its n-th choices on both sides, put together."""
-    lefts, rights = _choices(left, where), _choices(right, where)
-    if len(lefts) != len(rights):
-        raise ConfigError(f"{where}: {len(lefts)} names on the left but {len(rights)} on the right; give each its own.")
-    rules = []
-    for one, other in zip(lefts, rights, strict=True):
-        numbers = _placeholders(one, where), _placeholders(other, where)
-        if set(numbers[0]) != set(numbers[1]):
+    terms = [term.strip() for term in left.split("+")]
+    marks = [_TRANSPOSED.fullmatch(term) for term in terms]
+    lefts = [_choices(mark[1] if mark else term, where) for term, mark in zip(terms, marks, strict=True)]
+    rights = _choices(right, where)
+    for names in lefts:
+        if len(names) != len(rights):
             raise ConfigError(
-                f"{where}: {one!r} has the placeholders {numbers[0]} but {other!r} has {numbers[1]}; "
-                "use the same on both sides."
+                f"{where}: {len(names)} names on the left but {len(rights)} on the right; give each its own."
             )
-        rules.append(Rule(published=one, ours=other, line=line))
+    rules = []
+    for *several, other in zip(*lefts, rights, strict=True):
+        wanted = _placeholders(other, where)
+        for one in several:
+            if set(given := _placeholders(one, where)) != set(wanted):
+                raise ConfigError(
+                    f"{where}: {one!r} has the placeholders {given} but {other!r} has {wanted}; "
+                    "use the same on both sides."
+                )
+        transposed = tuple(mark is not None for mark in marks)
+        rules.append(Rule(published=tuple(several), transposed=transposed, ours=other, line=line))
     return rules
 
 
@@ -182,13 +266,14 @@ def _placeholders(pattern: str, where: str) -> list[str]:
     return names
 
 
-def _direction(pairs: Iterable[tuple[str, str]]) -> _Direction:
-    rules: dict[str, tuple[tuple[re.Pattern[str], str], ...]] = {}
-    for source, target in pairs:
+def _direction(entries: Iterable[tuple[str, Rule, int]]) -> _Direction:
+    """Rules by the (pattern of a name, rule, which of the rule's names) that finds them."""
+    rules: dict[str, tuple[tuple[re.Pattern[str], Rule, int], ...]] = {}
+    for source, rule, share in entries:
         parts = _GROUP.split(source)  # text, placeholder, text, placeholder, ... text
         regex = "".join(f"(?P<{part}>0|[1-9][0-9]*)" if odd % 2 else re.escape(part) for odd, part in enumerate(parts))
         shape = _NUMBER.sub("#", _GROUP.sub("#", source))
-        rules[shape] = (*rules.get(shape, ()), (re.compile(regex), target))
+        rules[shape] = (*rules.get(shape, ()), (re.compile(regex), rule, share))
     return _Direction(rules=rules)
 
 

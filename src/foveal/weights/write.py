@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from foveal.core.errors import WeightsError
 from foveal.weights.checkpoint import INDEX, SINGLE, some
 from foveal.weights.names import NameMap
+from foveal.weights.read import share, unfit
 
 SHARD_BYTES = 5 * 10**9
 """Largest file of a checkpoint, as published folders have it."""
@@ -100,11 +101,17 @@ def _published(module: nn.Module, names: NameMap) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if (owner := owners.setdefault(id(tensor), name)) != name:
             raise WeightsError(f"{name} and {owner} are one tensor; a model leaves out the one that is tied.")
-    tensors = {names.published(name) or f"? {name}": tensor for name, tensor in state.items()}
-    if nameless := [name[2:] for name in tensors if name.startswith("? ")]:
+    if nameless := [name for name in state if names.sources(name) is None]:
         raise WeightsError(
             f"{len(nameless)} tensors have no published name in {names.where} ({some(nameless)}); add rules for them."
         )
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        for published, place in (names.sources(name) or {}).items():
+            if problem := unfit(tensor, place):
+                raise WeightsError(f"{published} cannot be written: {problem}.")
+            part = share(tensor.detach(), place)
+            tensors[published] = part.t() if place.transposed else part
     if hollow := [name for name, tensor in tensors.items() if tensor.is_meta]:
         raise WeightsError(
             f"{len(hollow)} tensors have no values yet ({some(hollow)}); fill the model before saving it."
