@@ -91,3 +91,11 @@ def test_small_words() -> None:
         "a", "an", "a", "a", "an", "an",
     ]  # fmt: skip
     assert joined(["a"]) == "a" and joined(["a", "b"]) == "a and b" and joined(["a", "b", "c"]) == "a, b and c"
+
+
+def test_weights_say_what_is_asked_most(scenes: list[Scene]) -> None:
+    asker, random = Questioner(PLURALS), np.random.default_rng(3)
+    often = {"present": 50.0}
+    asked = [asker.conversation(random, s, 1, often)[0].kind for s in scenes if s.kind != "count"]
+    plain = [asker.conversation(random, s, 1)[0].kind for s in scenes if s.kind != "count"]
+    assert asked.count("present") > 0.7 * len(asked) > plain.count("present")

@@ -9,7 +9,7 @@ import torch
 from foveal.data.dense import class_names, dense_targets
 from foveal.data.scenes import SceneMaker, SceneSettings
 from foveal.data.sprites import SpriteSet
-from foveal.train.dense import BINS, DenseHeads, two_hot_loss
+from foveal.train.dense import BINS, DenseHeads, WordHead, two_hot_loss
 
 TINY = Path(__file__).parent.parent / "data_files" / "sprites.npz"
 
@@ -43,3 +43,20 @@ def test_heads_can_learn_a_scene_by_heart() -> None:
         optimizer.step()
     assert figures["named"] == figures["empty"] == 1.0
     assert figures["box_error"] < 0.03
+
+
+def test_word_head_is_right_where_tokens_lie_near_their_names() -> None:
+    sprites = SpriteSet.load(TINY)
+    index = {n: i for i, n in enumerate(class_names(sprites.names))}
+    maker = SceneMaker(sprites, "train", SceneSettings(shape_share=0.5, backgrounds=4))
+    target = dense_targets([maker.make(i, kind="distinct") for i in range(4)], index)
+    torch.manual_seed(0)
+    head = WordHead(64)
+    names = torch.randn(len(index) - 1, 64)
+    right = torch.cat((head.empty[None], names))[torch.from_numpy(target.thing)].detach() * 3
+    loss, figures = head.loss(right, names, target)
+    assert figures["worded"] == 1.0
+    shuffled, wrong = head.loss(right.roll(1, 1), names, target)
+    assert shuffled > loss and wrong["worded"] < 0.5
+    shuffled.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in head.parameters())
