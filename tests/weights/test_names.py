@@ -200,6 +200,8 @@ def test_skipped_names_have_no_place():
         ("a -> b ^T", "is no tensor name"),
         ("tied x to a\na + b -> c\nx -> d", "joined or transposed"),
         ("tied x to a\na ^T -> c\nx -> d", "joined or transposed"),
+        ("tied x to a\na ^1 -> c\nx -> d", "marked"),
+        ("a ^2 -> b", "is no tensor name"),
         ("skip a\na -> b", "match the same names"),
         ("read a. as b.\nskip a.c\nd -> e", "drop one of the two"),
     ],
@@ -222,3 +224,9 @@ def test_placeholders_inside_a_word_and_choices():
     mapping = NameMap.parse("layer{i}.{j}.conv{a,b} -> stages.{j}.{i}.{one,two}")
     assert mapping.ours("layer3.12.convb") == "stages.12.3.two"
     assert mapping.published("stages.12.3.two") == "layer3.12.convb"
+
+
+def test_dimensions_of_one_in_front():
+    mapping = NameMap.parse("cls ^11 -> c\nblock.{i}.positions ^1 -> p.{i}")
+    assert mapping.place("cls") == Place(ours="c", ones=2)
+    assert mapping.sources("p.3") == {"block.3.positions": Place(ours="p.3", ones=1)}

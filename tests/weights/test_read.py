@@ -212,7 +212,7 @@ class Joined(torch.nn.Module):
 
 
 def joined_folder(tmp_path: Path, parts: dict[str, torch.Tensor]) -> Path:
-    (tmp_path / "joined").mkdir()
+    (tmp_path / "joined").mkdir(parents=True)
     save_file(parts, tmp_path / "joined/model.safetensors")
     return tmp_path / "joined"
 
@@ -278,6 +278,23 @@ def test_a_rule_that_cannot_be_followed_is_told(tmp_path: Path, text: str, says:
         fill(torch.nn.Linear(3, 12), open_checkpoint(joined_folder(tmp_path, parts)), NameMap.parse(text))
     with pytest.raises(WeightsError, match=f"cannot be written: .*{says}"):
         save(torch.nn.Linear(3, 12), tmp_path / "other", NameMap.parse(text))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_dimensions_of_one_are_dropped_and_written_back(tmp_path: Path, dtype: torch.dtype | None):
+    names = NameMap.parse("w ^1 -> weight\nb ^11 -> bias")
+    parts = {"w": torch.randn(1, 5, 3), "b": torch.randn(1, 1, 5)}
+    net = torch.nn.Linear(3, 5, device="meta")
+    fill(net, open_checkpoint(joined_folder(tmp_path, parts)), names, dtype=dtype)
+    assert torch.equal(net.weight, parts["w"][0].to(net.weight.dtype))
+    assert torch.equal(net.bias, parts["b"][0, 0].to(net.bias.dtype))
+    save(net, tmp_path / "again", names, dtype=torch.float32)
+    written = load_file(tmp_path / "again/model.safetensors")
+    assert written.keys() == parts.keys()
+    assert all(torch.equal(written[name], value) for name, value in parts.items())
+    with pytest.raises(WeightsError, match=r"w has shape \[5, 3\], expected \[1, 5, 3\]"):
+        flat = joined_folder(tmp_path / "flat", {**parts, "w": parts["w"][0]})
+        fill(torch.nn.Linear(3, 5, device="meta"), open_checkpoint(flat), names)
 
 
 def test_half_precision_is_checked_in_transposed_tensors_too(tmp_path: Path):

@@ -7,11 +7,13 @@
     visual.blocks.{i}.norm1.{weight,bias} -> vision.blocks.{i}.norm1.{weight,bias}
     a.q.{weight,bias} + a.k.{weight,bias} + a.v.{weight,bias} -> b.qkv.{weight,bias}
     text_projection ^T -> text.head.weight
+    embeddings.cls_token ^11 -> vision.class_token
 
 `{i}` stands for a layer number. `{a,b}` is short for one rule per choice; the n-th choice on the left
 goes with the n-th on the right. `+` joins the rows (first dimension) of several published tensors of one
 shape, in order; ours is cut into equal shares again when it is written. `^T` after a published name says that
-the matrix is stored transposed. `read PREFIX as PREFIX` names a second spelling that some library
+the matrix is stored transposed, `^1` (`^11`) that the tensor is stored with one (two) more dimensions of size 1
+in front. `read PREFIX as PREFIX` names a second spelling that some library
 releases write: it is read as the official one and never written. `tied COPY to ORIGINAL` says that a model
 may leave out the copy and use the original's value. `skip NAME` is a tensor of some releases that holds
 nothing to learn, such as a row of position numbers: it is neither read nor written. The way from our names back to
@@ -32,7 +34,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.\-]*")
 _READ = re.compile(r"read\s+(\S+)\s+as\s+(\S+)")
 _TIED = re.compile(r"tied\s+(\S+)\s+to\s+(\S+)")
 _SKIP = re.compile(r"skip\s+(\S+)")
-_TRANSPOSED = re.compile(r"(.*?)\s*\^T")
+_MARKED = re.compile(r"(.*?)\s*\^(T|1+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,24 +44,30 @@ class Rule:
     Attributes:
         published: the published name; several when their rows are joined.
         transposed: for each of them, whether it is stored as the transposed matrix.
+        ones: for each of them, how many dimensions of size 1 it has in front of ours.
         ours: our name.
         line: where it stands.
     """
 
     published: tuple[str, ...]
     transposed: tuple[bool, ...]
+    ones: tuple[int, ...]
     ours: str
     line: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a published tensor goes: share `share` of `shares` equal ones of the rows of our tensor."""
+    """Where a published tensor goes: share `share` of `shares` equal ones of the rows of our tensor.
+
+    It may be `transposed`, or have `ones` further dimensions of size 1 in front.
+    """
 
     ours: str
     share: int = 0
     shares: int = 1
     transposed: bool = False
+    ones: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +124,7 @@ class NameMap:
             elif skip := _SKIP.fullmatch(line):
                 for name in _choices(skip[1], f"{where}:{number}"):
                     _placeholders(name, f"{where}:{number}")
-                    skips.append(Rule(published=(name,), transposed=(False,), ours="", line=number))
+                    skips.append(Rule(published=(name,), transposed=(False,), ones=(0,), ours="", line=number))
             elif line:
                 raise ConfigError(
                     f"{where}:{number}: {line!r} is no rule; write `published -> ours`, `read PREFIX as PREFIX`, "
@@ -139,8 +147,10 @@ class NameMap:
         for name, place in places.items():
             if place is None:
                 raise ConfigError(f"{where}: `tied` names {name!r}, for which there is no rule; add one.")
-            if place.shares > 1 or place.transposed:
-                raise ConfigError(f"{where}: `tied` names {name!r}, which is joined or transposed; tie whole tensors.")
+            if place.shares > 1 or place.transposed or place.ones:
+                raise ConfigError(
+                    f"{where}: `tied` names {name!r}, which is joined or transposed or marked ^1; tie whole tensors."
+                )
         return cls(
             where=where,
             rules=tuple(rules),
@@ -186,10 +196,7 @@ class NameMap:
         if found is None:
             return None
         rule, _, numbers = found
-        return {
-            name.format(**numbers): Place(ours=ours, share=share, shares=len(rule.published), transposed=transposed)
-            for share, (name, transposed) in enumerate(zip(rule.published, rule.transposed, strict=True))
-        }
+        return {name.format(**numbers): _share(rule, ours, share) for share, name in enumerate(rule.published)}
 
     def published(self, ours: str) -> str | None:
         """The official published name of one of our tensors, those of a joined one with ` + ` between; None
@@ -203,18 +210,20 @@ def _place(to_ours: _Direction, official: str) -> Place | None:
     if found is None:
         return None
     rule, share, numbers = found
+    return _share(rule, rule.ours.format(**numbers), share)
+
+
+def _share(rule: Rule, ours: str, share: int) -> Place:
+    """The place of a rule's published name number `share`."""
     return Place(
-        ours=rule.ours.format(**numbers),
-        share=share,
-        shares=len(rule.published),
-        transposed=rule.transposed[share],
+        ours=ours, share=share, shares=len(rule.published), transposed=rule.transposed[share], ones=rule.ones[share]
     )
 
 
 def _spell_out(left: str, right: str, where: str, line: int) -> list[Rule]:
     """The rules that one line stands for: its n-th choices on both sides, put together."""
     terms = [term.strip() for term in left.split("+")]
-    marks = [_TRANSPOSED.fullmatch(term) for term in terms]
+    marks = [_MARKED.fullmatch(term) for term in terms]
     lefts = [_choices(mark[1] if mark else term, where) for term, mark in zip(terms, marks, strict=True)]
     rights = _choices(right, where)
     for names in lefts:
@@ -231,8 +240,16 @@ def _spell_out(left: str, right: str, where: str, line: int) -> list[Rule]:
                     f"{where}: {one!r} has the placeholders {given} but {other!r} has {wanted}; "
                     "use the same on both sides."
                 )
-        transposed = tuple(mark is not None for mark in marks)
-        rules.append(Rule(published=tuple(several), transposed=transposed, ours=other, line=line))
+        kinds = [mark[2] if mark else "" for mark in marks]
+        rules.append(
+            Rule(
+                published=tuple(several),
+                transposed=tuple(kind == "T" for kind in kinds),
+                ones=tuple(kind.count("1") for kind in kinds),
+                ours=other,
+                line=line,
+            )
+        )
     return rules
 
 

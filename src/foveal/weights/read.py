@@ -79,7 +79,7 @@ def fill(
     for name, pieces in sources.items():
         info, whole = pieces[0].info, len(pieces) == 1 and not pieces[0].place.transposed
         if whole and place.type == "cpu" and kind(pieces) == DTYPES[info.dtype]:
-            filled[name] = kept.tensor(info)
+            filled[name] = kept.tensor(info).view(targets[name].shape)
         else:
             shape = tuple(targets[name].shape)
             filled[name] = torch.empty(shape, dtype=kind(pieces), device=place)
@@ -97,16 +97,17 @@ class _Piece:
 
     def into(self, target: Tensor) -> Tensor:
         """The part of our tensor that the stored one fills, seen in the stored one's layout."""
-        part = share(target, self.place)
-        return part.t() if self.place.transposed else part
+        return share(target, self.place)
 
 
 def share(target: Tensor, place: Place) -> Tensor:
-    """The rows of our tensor that one published tensor holds."""
-    if place.shares == 1:
-        return target
-    rows = target.shape[0] // place.shares
-    return target[place.share * rows : (place.share + 1) * rows]
+    """The part of our tensor that one published tensor holds, in the published one's layout; a view."""
+    if place.shares > 1:
+        rows = target.shape[0] // place.shares
+        target = target[place.share * rows : (place.share + 1) * rows]
+    if place.transposed:
+        target = target.t()
+    return target.view((1,) * place.ones + target.shape) if place.ones else target
 
 
 def unfit(target: Tensor, place: Place) -> str | None:

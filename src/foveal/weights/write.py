@@ -110,8 +110,7 @@ def _published(module: nn.Module, names: NameMap) -> dict[str, Tensor]:
         for published, place in (names.sources(name) or {}).items():
             if problem := unfit(tensor, place):
                 raise WeightsError(f"{published} cannot be written: {problem}.")
-            part = share(tensor.detach(), place)
-            tensors[published] = part.t() if place.transposed else part
+            tensors[published] = share(tensor.detach(), place)
     if hollow := [name for name, tensor in tensors.items() if tensor.is_meta]:
         raise WeightsError(
             f"{len(hollow)} tensors have no values yet ({some(hollow)}); fill the model before saving it."
