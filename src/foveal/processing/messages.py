@@ -1,7 +1,8 @@
 """The messages that users write, in every accepted form, as `Message` records.
 
 Accepted are the OpenAI form (`image_url`, `video_url`), the Qwen form (`image`, `video` with their
-settings), and bare strings, PIL pictures and arrays; see `parse_conversation`. Nothing is opened here, and
+settings), transformers' (`"type": "image"` with `url`, `path` or `base64`), and bare strings, PIL pictures and
+arrays; see `parse_conversation`. Nothing is opened here, and
 no key is ignored: what is not understood is an `InputError`.
 """
 
@@ -193,6 +194,7 @@ def parse_part(value: Any, where: str) -> Part:
         kind = found[0]
     if not isinstance(kind, str) or kind not in _KEYS:
         raise InputError(f"{where}: unknown part type {kind!r}; {neighbours(str(kind), _KEYS)}")
+    value = _renamed(value, kind, where)
     known = (kind, *_KEYS[kind])
     for key in value:
         if key != "type" and key not in known:
@@ -218,6 +220,21 @@ def parse_part(value: Any, where: str) -> Part:
     if low is not None and high is not None and low > high:
         raise InputError(f"{where}: min_pixels {low} is above max_pixels {high:.0f}; lower one or drop it.")
     return _image(source, numbers, where) if kind.startswith("image") else _video(source, numbers, where)
+
+
+def _renamed(value: Mapping[str, Any], kind: str, where: str) -> Mapping[str, Any]:
+    """transformers' form of a medium, `{"type": "image", "url" | "path" | "base64": ...}`, in Qwen's."""
+    names = {"image": ("url", "path", "base64"), "video": ("url", "path")}.get(kind, ())
+    found = [name for name in (kind, *names) if name in value]
+    if not names or found in ([], [kind]):
+        return value
+    if len(found) > 1:
+        raise InputError(f"{where} names its {kind} more than once ({', '.join(map(repr, found))}); keep one.")
+    (name,) = found
+    source = value[name]
+    if name == "base64" and isinstance(source, str) and not source.startswith("data:"):
+        source = f"data:application/octet-stream;base64,{source}"
+    return {**{k: v for k, v in value.items() if k != name}, kind: source}
 
 
 def _image(source: Any, numbers: dict[str, Any], where: str) -> ImagePart:
