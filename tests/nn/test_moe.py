@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveal.core.errors import ConfigError
-from foveal.nn.moe import Experts, FusedExperts, MoE, Router, Routing
+from foveal.nn.moe import Experts, FusedExperts, MoE, Router
+from foveal.nn.routing import Routing
 
 
 def chosen_by_hand(router: Router, x: torch.Tensor) -> tuple[list[int], list[float]]:

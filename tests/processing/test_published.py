@@ -5,7 +5,7 @@ import pytest
 
 from foveal.core.errors import ConfigError
 from foveal.processing.chat import ChatML
-from foveal.processing.published import read_folder
+from foveal.processing.published import read_folder, read_tokenizer
 from foveal.processing.resize import PatchGrid
 from foveal.processing.template import TemplateChat
 from foveal.processing.video import Frames
@@ -45,6 +45,22 @@ def test_tokenizer_settings_that_are_not_supported(folder, key):
     change(folder, "tokenizer_config.json", **{key: True})
     with pytest.raises(ConfigError, match=f"{key}=True is not supported"):
         read(folder)
+
+
+def test_a_family_may_allow_a_setting_that_its_chat_format_does(folder):
+    change(folder, "tokenizer_config.json", add_bos_token=True)
+    assert read_tokenizer(folder, allow=("add_bos_token",)).vocab_size == read(FOLDER).tokenizer.vocab_size
+    change(folder, "tokenizer_config.json", add_eos_token=True)
+    with pytest.raises(ConfigError, match="add_eos_token=True is not supported"):
+        read_tokenizer(folder, allow=("add_bos_token",))
+
+
+def test_needed_tokens_get_the_next_free_ids(folder):
+    free = read(folder).tokenizer.vocab_size
+    found = read_tokenizer(folder, needed=("<image>", "<|im_end|>", "<|ref|>"))
+    assert [found.special(n) for n in ("<image>", "<|ref|>")] == [free, free + 1]
+    assert found.special("<|im_end|>") == read(folder).tokenizer.special("<|im_end|>")
+    assert free not in found.encode_text("<image>")
 
 
 def test_added_tokens_of_either_file_count(folder):

@@ -162,6 +162,16 @@ def test_two_files_that_disagree_are_refused():
         Tokenizer((FOLDER / "tokenizer.json").read_text(), added=[{"id": 9999, "content": "<|im_end|>"}])
 
 
+def test_a_text_that_is_alone_is_joined_with_nothing():
+    words = ["system", "\n", "You", " are"]
+    for at in range(4):
+        segments = [TextSegment(text=w, alone=i == at) for i, w in enumerate(words)]
+        encoded = TINY.encode_segments(segments)
+        parts = ["".join(words[:at]), words[at], "".join(words[at + 1 :])]
+        assert encoded.ids == [i for part in parts for i in TINY.encode_text(part)]
+        assert set(encoded.owners) == {0, 1, 2, 3}
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"tokenizer\.json"):
         Tokenizer.from_file(tmp_path / "tokenizer.json")

@@ -9,7 +9,7 @@ A setting that would change results and is not supported is an error; a field th
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from foveal.processing.tokens import Tokenizer
 TEXT_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
@@ -49,21 +50,32 @@ class Published:
     files: Mapping[str, str]
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
+def read_tokenizer(folder: Path, *, allow: Collection[str] = (), needed: Sequence[str] = ()) -> Tokenizer:
     """The tokenizer of a folder: `tokenizer.json`, with the added tokens that `tokenizer_config.json` lists.
+
+    Args:
+        allow: settings of tokenizer_config.json that may be on because the family's chat format does what they ask
+            for, such as "add_bos_token".
+        needed: special tokens that get the next free ids, in this order, where the files do not have them.
 
     Raises `ConfigError` when a file is missing or damaged, or asks for something that is not supported.
     """
     path = folder / "tokenizer_config.json"
     settings = read_json(path) if path.is_file() else {}
     for key in _PLAIN_TEXT:
-        if settings.get(key):
+        if settings.get(key) and key not in allow:
             raise ConfigError(f"{path}: {key}={settings[key]!r} is not supported; set it to false.")
     try:
         listed = dict(settings.get("added_tokens_decoder") or {}).items()
         added = [{"content": token["content"], **token, "id": int(number)} for number, token in listed]
     except (TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"{path}: added_tokens_decoder cannot be read: {error!r}.") from None
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json", added=added)
+    new = [name for name in needed if name not in tokenizer.special_names]
+    if not new:
+        return tokenizer
+    free = tokenizer.vocab_size
+    added += [{"content": name, "id": free + i, "special": True} for i, name in enumerate(new)]
     return Tokenizer.from_file(folder / "tokenizer.json", added=added)
 
 

@@ -26,9 +26,10 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSegment(Segment):
-    """Plain text. Neighbouring text segments are joined before they are split into tokens."""
+    """Plain text. Neighbouring text segments are joined before they are split into tokens, unless one is `alone`."""
 
     text: str
+    alone: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -155,12 +155,17 @@ class Tokenizer:
 
         Texts that stand next to each other are joined first: `"user\\n"` before a message that begins with
         a line break is one token in the published rendering, and so it is here. Such a token belongs
-        to the segment in which it begins.
+        to the segment in which it begins. A text that is `alone` is joined with nothing.
         """
         ids: list[int] = []
         owners: list[int] = []
-        numbered = enumerate(segments)
-        for plain, group in groupby(numbered, key=lambda pair: isinstance(pair[1], TextSegment)):
+        breaks = list(accumulate(isinstance(s, TextSegment) and s.alone for s in segments))
+
+        def joined(pair: tuple[int, Segment]) -> tuple[bool, int, bool]:
+            number, segment = pair
+            return isinstance(segment, TextSegment), breaks[number], getattr(segment, "alone", False)
+
+        for (plain, _, _), group in groupby(enumerate(segments), key=joined):
             if plain:
                 texts = [(i, s.text) for i, s in group if isinstance(s, TextSegment)]
                 found, begins = self._encode("".join(text for _, text in texts))
