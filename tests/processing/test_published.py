@@ -129,3 +129,15 @@ def test_damaged_files_are_named(folder, name, content):
     (folder / name).write_bytes(content)
     with pytest.raises(ConfigError, match=name):
         processor(folder)
+
+
+def test_a_family_may_begin_texts_itself_and_need_further_tokens(tmp_path):
+    shutil.copy(FOLDER / "tokenizer.json", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True}))
+    with pytest.raises(ConfigError, match="add_bos_token=True is not supported"):
+        read_tokenizer(tmp_path)
+    plain = read_tokenizer(tmp_path, allow=("add_bos_token",))
+    more = read_tokenizer(tmp_path, allow=("add_bos_token",), needed=("<one>", "<|im_end|>", "<two>"))
+    assert more.special("<|im_end|>") == plain.special("<|im_end|>")
+    assert [more.special(n) for n in ("<one>", "<two>")] == [plain.vocab_size, plain.vocab_size + 1]
+    assert more.special_ids - plain.special_ids == {plain.vocab_size, plain.vocab_size + 1}

@@ -189,3 +189,37 @@ def test_subset_is_closed_and_splits_like_the_whole():
         assert [small.decode([i]) for i in small.encode_text(text)] == [
             TINY.decode([i]) for i in TINY.encode_text(text)
         ]
+
+
+def deepseek_rules() -> dict:
+    """A vocabulary as DeepSeek publishes it: the bytes that UTF-8 never uses are letters added at the end."""
+    from pathlib import Path
+
+    path = Path(__file__).parents[1] / "golden/deepseek_vl/tokenizer.json"
+    made = json.loads(path.read_text(encoding="utf-8"))
+    never = "ÀÁõö÷øùúûüýþÿ"
+    vocabulary = {t: i for t, i in made["model"]["vocab"].items() if t not in never}
+    order = {t: i for i, t in enumerate(sorted(vocabulary, key=vocabulary.__getitem__))}
+    made["model"]["vocab"] = order
+    names = [t["content"] for t in made["added_tokens"] if t["content"] not in order]
+    for token in made["added_tokens"]:
+        token["id"] = order.get(token["content"], len(order))
+    plain = {"special": False, "lstrip": False, "rstrip": False, "single_word": False, "normalized": True}
+    made["added_tokens"] += [{"id": len(order) + len(names) + i, "content": c, **plain} for i, c in enumerate(never)]
+    return made
+
+
+@given(st.text(st.sampled_from("aü öß þ.é÷1\n你"), max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_letters_of_unused_bytes_are_text(text):
+    import tokenizers
+
+    content = json.dumps(deepseek_rules())
+    ours, theirs = Tokenizer(content), tokenizers.Tokenizer.from_str(content)
+    ids = ours.encode_text(text)
+    assert ids == theirs.encode(text, add_special_tokens=False).ids
+    assert ours.decode(ids) == text
+    assert ours.decode(ids, skip_special=True) == text
+    assert not set(ids) & ours.special_ids
+    assert "ü" not in ours.special_names
+    assert ours.vocab_size == theirs.get_vocab_size()

@@ -36,7 +36,10 @@ def _byte_alphabet() -> dict[str, int]:
 
 TokenIds: TypeAlias = Iterable[int] | Int[np.ndarray, "T"]
 
-_BYTES = _byte_alphabet()
+BYTE_LETTERS = _byte_alphabet()
+"""The letters of byte-level vocabularies and the bytes that they stand for."""
+_NEVER = frozenset(c for c, byte in BYTE_LETTERS.items() if byte in (0xC0, 0xC1) or byte >= 0xF5)
+"""Letters for bytes that no UTF-8 text holds (RFC 3629); DeepSeek's vocabularies leave them out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +56,30 @@ class Tokenizer:
     Args:
         content: the text of a `tokenizer.json` (byte-level BPE).
         added: further added tokens, in the form of the file's own list (`content`, `id`, `special`).
+        files: what it is published as, by file name, if not as a tokenizer.json.
+
+    DeepSeek's files list the letters of unused bytes (ö, ü, ...) as added tokens. They are no control tokens: text
+    that has such a letter becomes its id, as published, and they are not among `special_ids`.
 
     Raises:
         ConfigError: the file is not byte-level BPE, lacks a byte, or gives one id two names.
     """
 
-    def __init__(self, content: str, *, added: Iterable[Mapping[str, Any]] = ()) -> None:
+    def __init__(
+        self, content: str, *, added: Iterable[Mapping[str, Any]] = (), files: Mapping[str, str] | None = None
+    ) -> None:
         self.content = content
+        self.files = dict(files or {"tokenizer.json": content})
         rules = _checked(content)
         self._special: dict[str, int] = {}
         hidden = set()
         self.added = [dict(token) for token in [*rules["added_tokens"], *added]]
+        letters = {int(t["id"]): dict(t) for t in self.added if t["content"] in _NEVER and not t.get("special")}
+        self._letters = {number: str(token["content"]) for number, token in letters.items()}
         for token in self.added:
             name, number = str(token["content"]), int(token["id"])
+            if number in letters:
+                continue
             if self._special.setdefault(name, number) != number:
                 raise ConfigError(
                     f"added token {name!r} has the ids {self._special[name]} and {number}; "
@@ -82,12 +96,15 @@ class Tokenizer:
         self._names = {number: name for name, number in self._special.items()}
         if len(self._names) != len(self._special):
             raise ConfigError("two added tokens share one id; give each its own.")
-        # The text encoder has no added tokens, so nothing in a text can match one.
+        # The text encoder has no added tokens but letters, so nothing in a text can match one.
         bare = {**rules, "added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
         try:
             self._encoder = tokenizers.Tokenizer.from_str(json.dumps(bare))
         except Exception as error:  # the library raises bare exceptions
             raise ConfigError(f"not a tokenizer.json that can be used: {error}.") from None
+        self._encoder.add_tokens([tokenizers.AddedToken(c, normalized=True) for c in self._letters.values()])
+        # The encoder numbers letters by itself.
+        self._published = {self._encoder.token_to_id(c): number for number, c in self._letters.items()}
 
     @classmethod
     def from_file(cls, path: Path, *, added: Iterable[Mapping[str, Any]] = ()) -> "Tokenizer":
@@ -114,7 +131,7 @@ class Tokenizer:
     @cached_property
     def vocab_size(self) -> int:
         """One more than the highest id. A model's embedding may have more rows."""
-        ids = [*self._encoder.get_vocab().values(), *self._names]
+        ids = [*self._encoder.get_vocab(with_added_tokens=False).values(), *self._names, *self._letters]
         return max(ids) + 1
 
     def special(self, name: str) -> int:
@@ -144,11 +161,12 @@ class Tokenizer:
                 "decode the text properly or remove that character."
             ) from None
         encoding = self._encoder.encode(text, add_special_tokens=False)
-        if not self._names.keys().isdisjoint(encoding.ids):
+        ids = [self._published.get(i, i) for i in encoding.ids] if self._published else encoding.ids
+        if not self._names.keys().isdisjoint(ids):
             raise ConfigError(
                 "the tokenizer's merges build a special token from plain text; its tokenizer.json is unsafe to use."
             )
-        return encoding.ids, [start for start, _ in encoding.offsets]
+        return ids, [start for start, _ in encoding.offsets]
 
     def encode_segments(self, segments: Sequence[Segment], tokens: Sequence[int] = ()) -> Encoded:
         """Ids of rendered segments; medium number m becomes `tokens[m]` pads, in as many parts as it has.
@@ -213,10 +231,11 @@ class Tokenizer:
         """The bytes that a token stands for; empty for a row of the model beyond the vocabulary."""
         if token < 0:
             raise InputError(f"token id {token} is negative; ids begin at 0.")
-        if token in self._names:
-            return self._names[token].encode()
+        name = self._names.get(token) or self._letters.get(token)
+        if name is not None:
+            return name.encode()
         piece = self._encoder.id_to_token(token)
-        return b"" if piece is None else bytes(_BYTES[c] for c in piece)
+        return b"" if piece is None else bytes(BYTE_LETTERS[c] for c in piece)
 
     def decode(self, ids: TokenIds, *, skip_special: bool = False) -> str:
         """Text of `ids`. Bytes that are no UTF-8 become U+FFFD; rows beyond the vocabulary have no text.
@@ -272,13 +291,13 @@ def _checked(content: str) -> dict[str, Any]:
         raise ConfigError(f"the tokenizer is {kind} without a byte level; byte-level BPE (Qwen2's kind) is expected.")
     if model.get("dropout"):
         raise ConfigError(f"the tokenizer drops merges at random (dropout={model['dropout']}); set it to null.")
-    missing = [c for c in _BYTES if c not in vocabulary]
+    missing = [c for c in BYTE_LETTERS if c not in vocabulary and c not in _NEVER]
     if missing:
         raise ConfigError(
-            f"the vocabulary lacks {len(missing)} of the 256 bytes (first: 0x{_BYTES[missing[0]]:02x}), so "
+            f"the vocabulary lacks {len(missing)} of the 243 bytes of UTF-8 (first: 0x{BYTE_LETTERS[missing[0]]:02x}), so "
             "some texts would lose characters; add them."
         )
-    strange = set("".join(vocabulary.keys() - names.keys())) - _BYTES.keys()
+    strange = set("".join(vocabulary.keys() - names.keys())) - BYTE_LETTERS.keys()
     if strange:
         raise ConfigError(f"the vocabulary has characters that stand for no byte: {sorted(strange)[:5]}.")
     for name, number in names.items():
