@@ -7,12 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foveal.core.box import Box, ImageView, Space
+    from foveal.core.box import Box, ImageView, Point, Space
     from foveal.core.errors import FovealError
     from foveal.core.media import MediaBudget
     from foveal.core.packed import Medium, Packed, join
     from foveal.engine.answer import Answer, Usage
-    from foveal.engine.model import Model, load
+    from foveal.engine.classifier import Classifier, Guess
+    from foveal.engine.load import load
+    from foveal.engine.model import Model
     from foveal.engine.request import Sampling
 
 __version__ = "0.1.0"
@@ -20,28 +22,34 @@ __version__ = "0.1.0"
 _HOME = {
     "Answer": "engine.answer",
     "Box": "core.box",
+    "Classifier": "engine.classifier",
     "FovealError": "core.errors",
+    "Guess": "engine.classifier",
     "ImageView": "core.box",
     "MediaBudget": "core.media",
     "Medium": "core.packed",
     "Model": "engine.model",
     "Packed": "core.packed",
+    "Point": "core.box",
     "Sampling": "engine.request",
     "Space": "core.box",
     "Usage": "engine.answer",
     "join": "core.packed",
-    "load": "engine.model",
+    "load": "engine.load",
 }
 
 __all__ = [
     "Answer",
     "Box",
+    "Classifier",
     "FovealError",
+    "Guess",
     "ImageView",
     "MediaBudget",
     "Medium",
     "Model",
     "Packed",
+    "Point",
     "Sampling",
     "Space",
     "Usage",

@@ -11,6 +11,7 @@ from foveal.cli.output import NANO, size, table
 
 if TYPE_CHECKING:
     from foveal.families.describe import Described
+    from foveal.processing.processor import Processor
     from foveal.weights.checkpoint import Checkpoint
 
 HELP = "what a model is: configuration, parts, memory, chat format"
@@ -43,7 +44,7 @@ def _stored(folder: Path) -> "Checkpoint | None":
 
 
 def _record(model: str | None, described: "Described", stored: "Checkpoint | None") -> dict[str, Any]:
-    from foveal.engine.request import Sampling, stop_ids
+    from foveal.processing.processor import Processor
 
     parts = dict(described.family.parameters(described.config))
     total = sum(parts.values())
@@ -66,17 +67,25 @@ def _record(model: str | None, described: "Described", stored: "Checkpoint | Non
         "config": dataclasses.asdict(described.config),
         "processing": {name: _plain_record(value) for name, value in media.items()},
         "special_tokens": len(processor.special_ids),
+    } | (_talk(described, processor) if isinstance(processor, Processor) else {})
+
+
+def _talk(described: "Described", processor: "Processor") -> dict[str, Any]:
+    """What only a model has that answers questions."""
+    from foveal.engine.request import Sampling, stop_ids
+
+    return {
         "context_tokens": processor.context_tokens,
         "generation": {
             "stated": dict(described.generation),
             "defaults": dataclasses.asdict(Sampling.from_published(described.generation)),
             "stop_ids": sorted(stop_ids(described.generation, processor.end_of_turn)),
         },
-        "chat": _chat(described),
+        "chat": _chat(processor),
     }
 
 
-def _chat(described: "Described") -> str:
+def _chat(processor: "Processor") -> str:
     """A short conversation as the model reads it; each medium stands as one pad."""
     from foveal.processing.messages import ImagePart, Message, TextPart
     from foveal.processing.segments import as_text
@@ -86,7 +95,7 @@ def _chat(described: "Described") -> str:
         Message(role="assistant", parts=(TextPart(text="A bicycle."),)),
         Message(role="user", parts=(TextPart(text="Where is it?"),)),
     ]
-    return as_text(described.processor.chat.render(example, boxes=lambda _: [], generate=True))
+    return as_text(processor.chat.render(example, boxes=lambda _: [], generate=True))
 
 
 def _page(record: Mapping[str, Any]) -> str:
@@ -101,9 +110,12 @@ def _page(record: Mapping[str, Any]) -> str:
         )
     else:
         lines.append("  stored: no weights in this folder")
-    lines.append(f"  context: {record['context_tokens']:,} tokens")
+    if "context_tokens" in record:
+        lines.append(f"  context: {record['context_tokens']:,} tokens")
     for name, values in (*record["config"].items(), *record["processing"].items()):
         lines += ["", f"{name}:", *_values(values)] if isinstance(values, Mapping) else [f"  {name} = {_plain(values)}"]
+    if "generation" not in record:
+        return "\n".join(lines).rstrip()
     defaults = record["generation"]["defaults"] | {"stop_ids": record["generation"]["stop_ids"]}
     lines += ["", "generation (from generation_config.json):", *_values(defaults)]
     lines += ["", "chat format:", *(f"  {line}" for line in record["chat"].split("\n"))]

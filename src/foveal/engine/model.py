@@ -19,7 +19,7 @@ from foveal.families.load import Loaded, save_folder
 from foveal.families.load import load as load_folder
 from foveal.families.vlm import VLM, Output
 from foveal.processing.messages import ImagePart, VideoPart, parse_conversation
-from foveal.processing.processor import PROCESS_OPTIONS
+from foveal.processing.processor import PROCESS_OPTIONS, Processor
 
 
 def load(
@@ -30,7 +30,7 @@ def load(
     revision: str | None = None,
     budget: MediaBudget | None = None,
 ) -> "Model":
-    """Opens a model.
+    """Opens a model that answers questions. `foveal.load` opens the others too.
 
     Args:
         name: a hub name such as "Qwen/Qwen2-VL-2B-Instruct" or a checkpoint folder; None opens the small
@@ -47,8 +47,6 @@ def load(
     """
     folder = folder_of(name, revision=revision)
     loaded = load_folder(folder, dtype=dtype, device=default_device() if device is None else device)
-    if not isinstance(loaded.network, VLM):
-        raise ConfigError(f"{folder} holds a {loaded.family.name} model, which answers no questions.")
     return Model(loaded, budget=budget or MediaBudget())
 
 
@@ -77,10 +75,14 @@ class Model:
     """
 
     def __init__(self, loaded: Loaded, *, budget: MediaBudget) -> None:
-        if not isinstance(loaded.network, VLM):
-            raise ConfigError(f"a {loaded.family.name} network answers no questions.")
+        if not isinstance(loaded.network, VLM) or not isinstance(loaded.processor, Processor):
+            raise ConfigError(
+                f"{loaded.folder} holds a {loaded.family.name} model, which answers no questions; "
+                "foveal.load() gives it with what it can do."
+            )
         self.network: VLM = loaded.network
-        self.family, self.config, self.processor = loaded.family, loaded.config, loaded.processor
+        self.processor: Processor = loaded.processor
+        self.family, self.config = loaded.family, loaded.config
         self.generation, self.budget = loaded.generation, budget
         self.sampling = Sampling.from_published(loaded.generation)
         self.answer_tokens = answer_tokens(loaded.generation, DEFAULT_TOKENS)
@@ -177,6 +179,7 @@ class Model:
         return Answer(
             text=grounded.text,
             boxes=grounded.boxes,
+            points=grounded.points,
             parts=grounded.parts,
             raw=speech.raw,
             ids=tuple(generation.ids),

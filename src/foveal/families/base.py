@@ -6,6 +6,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from foveal.core.errors import ConfigError, neighbours
+from foveal.processing.pictures import PictureProcessing
 from foveal.processing.processor import Processing
 
 if TYPE_CHECKING:  # families are declared without torch, so that what needs no weights is quick
@@ -23,7 +24,7 @@ class Family:
         from_published: config.json -> configuration.
         to_published: configuration -> config.json in the official layout.
         build: configuration -> network; honours an enclosing `torch.device("meta")`.
-        processing: configuration -> the family's processing declaration.
+        processing: configuration -> the family's processing declaration: conversations, or single pictures.
         parameters: configuration -> numbers that each part learns, by the part's name.
         sizes: configurations of the released models by name, and "tiny" for tests.
         context: configuration -> tokens that fit into the model's context.
@@ -36,7 +37,7 @@ class Family:
     from_published: Callable[[Mapping[str, Any]], Any]
     to_published: Callable[[Any], dict[str, Any]]
     build: "Callable[[Any], nn.Module]"
-    processing: Callable[[Any], Processing]
+    processing: Callable[[Any], Processing | PictureProcessing]
     parameters: Callable[[Any], Mapping[str, int]]
     sizes: Mapping[str, Any]
     context: Callable[[Any], int]

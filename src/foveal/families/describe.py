@@ -11,6 +11,7 @@ from typing import Any
 from foveal.core.config import read_json
 from foveal.core.errors import ConfigError, neighbours
 from foveal.families.base import Family
+from foveal.processing.pictures import PictureProcessing, PictureProcessor
 from foveal.processing.processor import Processor
 from foveal.weights.hub import locate
 
@@ -57,12 +58,15 @@ def family_of(published: Mapping[str, Any], where: str = "config.json") -> Famil
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """What a checkpoint folder says of itself before any weight is read."""
+    """What a checkpoint folder says of itself before any weight is read.
+
+    `processor` takes conversations, or for families that hold none, single pictures.
+    """
 
     folder: Path
     family: Family
     config: Any
-    processor: Processor
+    processor: Processor | PictureProcessor
     generation: Mapping[str, Any]
 
 
@@ -71,7 +75,12 @@ def describe(folder: Path) -> Described:
     published = read_json(folder / "config.json")
     family = family_of(published, str(folder / "config.json"))
     config = family.from_published(published)
-    processor = Processor.from_folder(folder, family.processing(config), context_tokens=family.context(config))
+    declared = family.processing(config)
+    processor: Processor | PictureProcessor
+    if isinstance(declared, PictureProcessing):
+        processor = PictureProcessor.from_folder(folder, declared)
+    else:
+        processor = Processor.from_folder(folder, declared, context_tokens=family.context(config))
     _check_ids(published, processor)
     path = folder / "generation_config.json"
     return Described(
@@ -83,7 +92,7 @@ def describe(folder: Path) -> Described:
     )
 
 
-def _check_ids(published: Mapping[str, Any], processor: Processor) -> None:
+def _check_ids(published: Mapping[str, Any], processor: Processor | PictureProcessor) -> None:
     """config.json and tokenizer must agree on the ids of the vision tokens."""
     for key, wanted in processor.published_ids().items():
         stated = published.get(key, wanted)

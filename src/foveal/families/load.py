@@ -13,6 +13,7 @@ from torch import nn
 from foveal.core.errors import InputError, neighbours
 from foveal.families.base import Family
 from foveal.families.describe import Described, describe
+from foveal.processing.pictures import PictureProcessor
 from foveal.processing.processor import Processor
 from foveal.weights.names import NameMap
 from foveal.weights.read import fill, open_checkpoint
@@ -92,7 +93,7 @@ def save_folder(
     family: Family,
     config: Any,
     network: nn.Module,
-    processor: Processor,
+    processor: Processor | PictureProcessor,
     generation: Mapping[str, Any],
     shard_bytes: int = 5 * 10**9,
 ) -> None:

@@ -15,6 +15,7 @@ from foveal.core.packed import Medium
 from foveal.families.base import Family
 from foveal.families.describe import family_of
 from foveal.processing.intake import Knobs, VideoShape
+from foveal.processing.processor import Processing
 
 ITEM_BYTES = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2}
 """Bytes of one weight by the name of its type."""
@@ -99,7 +100,10 @@ class Planner:
         published = read_json(folder / "config.json")
         self.family: Family = family_of(published, str(folder / "config.json"))
         self.config: Any = self.family.from_published(published)
-        self.vision = self.family.processing(self.config).vision.read(folder)
+        processing = self.family.processing(self.config)
+        if not isinstance(processing, Processing):
+            raise InputError(f"{folder} holds a {self.family.name} model, which answers no questions to be planned.")
+        self.vision = processing.vision.read(folder)
         self.dtype = stated_dtype(published) if dtype is None else dtype
         if self.dtype not in ITEM_BYTES:
             raise InputError(f"dtype {self.dtype!r} is unknown; {neighbours(str(self.dtype), ITEM_BYTES)}")

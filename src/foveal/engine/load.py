@@ -1,0 +1,73 @@
+"""`foveal.load`: opens any model and gives what it can do."""
+
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+
+from foveal.core.errors import ConfigError
+from foveal.core.media import MediaBudget
+from foveal.engine.classifier import Classifier
+from foveal.engine.model import Model, default_device
+from foveal.families.describe import folder_of
+from foveal.families.load import load as load_folder
+from foveal.families.vlm import VLM
+from foveal.vision.classifier import ImageClassifier
+
+
+@overload
+def load(
+    name: None = None,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    budget: MediaBudget | None = None,
+) -> Model: ...
+
+
+@overload
+def load(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    budget: MediaBudget | None = None,
+) -> Any: ...
+
+
+def load(
+    name: str | Path | None = None,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    budget: MediaBudget | None = None,
+) -> Any:
+    """Opens a model.
+
+    Args:
+        name: a hub name such as "Qwen/Qwen2-VL-2B-Instruct" or a checkpoint folder; None opens the small
+            model that ships inside the package.
+        dtype: "bfloat16", "float16" or "float32"; by default the type that the files hold.
+        device: "cpu", "cuda", "mps"; by default an accelerator if there is one.
+        revision: branch, tag or commit of a hub name.
+        budget: bounds for every medium that the model is asked about.
+
+    Returns:
+        `Model` for what answers questions, `Classifier` for what names pictures.
+
+    Raises:
+        HubError: the name is no folder and cannot be fetched.
+        ConfigError: the files describe something that Foveal does not compute.
+        WeightsError: tensors are missing, surplus or damaged.
+    """
+    folder = folder_of(name, revision=revision)
+    loaded = load_folder(folder, dtype=dtype, device=default_device() if device is None else device)
+    bounds = budget or MediaBudget()
+    if isinstance(loaded.network, VLM):
+        return Model(loaded, budget=bounds)
+    if isinstance(loaded.network, ImageClassifier):
+        return Classifier(loaded, budget=bounds)
+    raise ConfigError(f"{folder} holds a {loaded.family.name} model, for which Foveal has no use yet.")
