@@ -19,6 +19,9 @@ EXAMPLE = """examples:
   foveal inspect                                  (the small model inside)
   foveal inspect Qwen/Qwen2-VL-2B-Instruct --json"""
 
+SHOWN = 6
+"""Values of a list that a page shows."""
+
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -132,5 +135,6 @@ def _values(values: Mapping[str, Any]) -> list[str]:
 
 def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value)) or "none"
+        shown = ", ".join(map(_plain, value[:SHOWN])) or "none"
+        return shown if len(value) <= SHOWN else f"{len(value)}: {shown}, ..."
     return "none" if value is None else str(value)
