@@ -57,6 +57,21 @@ def test_cached_equals_the_last_rows(rows, new, old, heads):
     torch.testing.assert_close(out, plain(q, k, v, True), rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_values_of_another_size_and_a_scale(training):
+    """As multi-head latent attention needs them: one key head for all, values narrower, a scale of its own."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(7, 4, 12), torch.randn(7, 1, 12), torch.randn(7, 1, 5)
+    q.requires_grad_(training)
+    expected = plain(q * 0.3 * 12**0.5, k, v, True)
+    packed = attend_packed(q, k, v, [0, 7], causal=True, scale=0.3)
+    torch.testing.assert_close(packed, expected, rtol=0, atol=2e-6)
+    assert attend_packed(q[:0], k[:0], v[:0], [0], causal=True, scale=0.3).shape == (0, 4, 5)
+    for new in (1, 3, 7):
+        out = attend_cached(q[-new:], k.transpose(0, 1), v.transpose(0, 1), scale=0.3)
+        torch.testing.assert_close(out, expected[-new:], rtol=0, atol=2e-6)
+
+
 def test_no_sequence_gives_no_rows():
     q = torch.randn(0, 2, 4)
     assert attend_packed(q, q, q, [0], causal=True).shape == (0, 2, 4)

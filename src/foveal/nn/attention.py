@@ -22,38 +22,44 @@ EXPLICIT_TOKENS = 1024
 def attend_packed(
     q: Float[Tensor, "T H K"],
     k: Float[Tensor, "T G K"],
-    v: Float[Tensor, "T G K"],
+    v: Float[Tensor, "T G L"],
     starts: Sequence[int],
     *,
     causal: bool,
-) -> Float[Tensor, "T H K"]:
+    scale: float | None = None,
+) -> Float[Tensor, "T H L"]:
     """Every sequence attends to itself only; `starts` holds the B + 1 boundaries.
 
     G key heads serve H query heads (H divisible by G). Neighbouring sequences of equal length are
-    computed as one batch.
+    computed as one batch. Products are multiplied by `scale`, or by K ** -0.5.
     """
     parts = []
     for start, length, count in _equal_neighbours(starts):
         stop = start + length * count
         qs, ks, vs = (x[start:stop].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
         if q.requires_grad and q.device.type == "cpu" and length <= EXPLICIT_TOKENS:
-            out = _explicit(qs, ks, vs, causal=causal)
+            out = _explicit(qs, ks, vs, causal=causal, scale=scale)
         else:
             out = F.scaled_dot_product_attention(
-                qs, ks, vs, is_causal=causal and length > 1, enable_gqa=q.shape[1] != k.shape[1]
+                qs, ks, vs, is_causal=causal and length > 1, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
             )
-        parts.append(out.transpose(1, 2).reshape(stop - start, *q.shape[1:]))
-    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty_like(q)
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else v.new_empty(0, q.shape[1], v.shape[2])
 
 
 def _explicit(
-    q: Float[Tensor, "B H T K"], k: Float[Tensor, "B G T K"], v: Float[Tensor, "B G T K"], *, causal: bool
-) -> Float[Tensor, "B H T K"]:
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B G T K"],
+    v: Float[Tensor, "B G T L"],
+    *,
+    causal: bool,
+    scale: float | None,
+) -> Float[Tensor, "B H T L"]:
     """softmax(q k^T / sqrt(K)) v, written out (Vaswani et al. 2017, eq. 1)."""
     shared = q.shape[1] // k.shape[1]
     if shared > 1:
         k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-1, -2)
     if causal:
         length = q.shape[-2]
         later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
@@ -62,19 +68,20 @@ def _explicit(
 
 
 def attend_cached(
-    q: Float[Tensor, "T H K"], k: Float[Tensor, "G S K"], v: Float[Tensor, "G S K"]
-) -> Float[Tensor, "T H K"]:
+    q: Float[Tensor, "T H K"], k: Float[Tensor, "G S K"], v: Float[Tensor, "G S L"], *, scale: float | None = None
+) -> Float[Tensor, "T H L"]:
     """The last T of S tokens of one sequence attend causally to all S, whose keys are heads first."""
     new, heads, size = q.shape
     groups, seen, _ = k.shape
     if new == 1:
         # Query heads that share a key head become rows: no key is copied per query head.
         rows = q.view(groups, heads // groups, size)
-        return F.scaled_dot_product_attention(rows[None], k[None], v[None])[0].reshape(1, heads, size)
+        out = F.scaled_dot_product_attention(rows[None], k[None], v[None], scale=scale)
+        return out[0].reshape(1, heads, v.shape[2])
     gqa = heads != groups
     qs = q.transpose(0, 1)[None]
     if new == seen:
-        out = F.scaled_dot_product_attention(qs, k[None], v[None], is_causal=True, enable_gqa=gqa)
+        out = F.scaled_dot_product_attention(qs, k[None], v[None], is_causal=True, scale=scale, enable_gqa=gqa)
         return out[0].transpose(0, 1)
     keys = torch.arange(seen, device=q.device)
     parts = []
@@ -84,7 +91,12 @@ def attend_cached(
         rows = torch.arange(seen - new + first, visible, device=q.device)
         mask = keys[:visible] <= rows[:, None]
         out = F.scaled_dot_product_attention(
-            qs[:, :, first:last], k[None, :, :visible], v[None, :, :visible], attn_mask=mask, enable_gqa=gqa
+            qs[:, :, first:last],
+            k[None, :, :visible],
+            v[None, :, :visible],
+            attn_mask=mask,
+            scale=scale,
+            enable_gqa=gqa,
         )
         parts.append(out[0].transpose(0, 1))
     return torch.cat(parts)
