@@ -61,6 +61,7 @@ class TemplateChat:
         self, template: str, *, split: Splitter, family: FamilyChat, variables: Mapping[str, Any] | None = None
     ) -> None:
         self._template, self._split, self._pads, self._end = template, split, family.pads, family.end
+        self.lists = getattr(family, "lists", False)
         if len(template) > MAX_TEMPLATE_CHARS:
             raise ConfigError(f"the chat template has {len(template)} characters; {MAX_TEMPLATE_CHARS} are the limit.")
         environment = ImmutableSandboxedEnvironment(
@@ -109,7 +110,7 @@ class TemplateChat:
                 or a medium. Then no rendering is both faithful and safe.
         """
         said: list[_Said] = []
-        plain = [_as_mapping(m, turn, boxes, said) for turn, m in enumerate(messages)]
+        plain = [_as_mapping(m, turn, boxes, said, lists=self.lists) for turn, m in enumerate(messages)]
         output = self.run(plain, generate=generate, room=sum(len(s.word) for s in said))
         cuts = re.split("(" + "|".join(s.word for s in said) + ")", output) if said else [output]
         if cuts[1::2] != [s.word for s in said]:
@@ -200,15 +201,16 @@ def choose_format(
     """The family's format if the checkpoint's template writes the same, else the template itself.
 
     A template that has no place for an image (folders made from a text model's tokenizer carry such) is left
-    aside for the family's format, with a warning.
+    aside for the family's format, with a warning. A family may bring conversations of its own to compare by, as
+    `probes`, and say with `lists` that its templates take the content of every message as a list of parts.
     """
     if template is None:
         return family
     own = TemplateChat(template, split=split, family=family, variables=variables)
+    probes = getattr(family, "probes", None) or [(m, generate) for m in _PROBES for generate in (False, True)]
     if all(
         _written(own, messages, generate) == as_text(family.render(messages, boxes=_no_boxes, generate=generate))
-        for messages in _PROBES
-        for generate in (False, True)
+        for messages, generate in probes
     ):
         return family
     if family.pads[0] not in (_written(own, _WITH_IMAGE, True) or ""):
@@ -219,8 +221,9 @@ def choose_format(
 
 def _written(own: TemplateChat, messages: Sequence[Message], generate: bool) -> str | None:
     """What a template makes of a conversation; None if it refuses it."""
+    plain = [_as_mapping(m, 0, _no_boxes, None, lists=own.lists) for m in messages]
     try:
-        return own.run([_as_mapping(m, 0, _no_boxes, None) for m in messages], generate=generate, room=MAX_ADDED_CHARS)
+        return own.run(plain, generate=generate, room=MAX_ADDED_CHARS)
     except InputError:
         return None
 
@@ -249,10 +252,12 @@ _PROBES = (
 """Conversations by which two formats are compared; together they hold all that messages can hold."""
 
 
-def _as_mapping(message: Message, turn: int, boxes: BoxWriter, said: list[_Said] | None) -> dict[str, Any]:
+def _as_mapping(
+    message: Message, turn: int, boxes: BoxWriter, said: list[_Said] | None, *, lists: bool = False
+) -> dict[str, Any]:
     """A message as templates expect it. With `said`, a random word stands for every text and is noted there.
 
-    Text alone is given as a string, which all templates read; with media as a list of parts.
+    Text alone is given as a string, which most templates read; with media, or with `lists`, as a list of parts.
     """
     content: list[dict[str, Any]] = []
     for kind, group in groupby(message.parts, key=lambda p: BoxPart if isinstance(p, BoxPart) else None):
@@ -267,7 +272,7 @@ def _as_mapping(message: Message, turn: int, boxes: BoxWriter, said: list[_Said]
                 content.append({"type": "text", "text": _word(segments, turn, said)})
             else:
                 content.append({"type": "image" if isinstance(part, ImagePart) else "video"})
-    if all(c["type"] == "text" for c in content):
+    if not lists and all(c["type"] == "text" for c in content):
         words = [c["text"] for c in content] or [_word((TextSegment(text=""),), turn, said)]
         return {"role": message.role, "content": "".join(words)}
     return {"role": message.role, "content": content}
