@@ -51,6 +51,8 @@ class Box:
         image: index of the image among the media of the conversation.
         flags: what had to be mended when the box was read: "clipped" (it passed the image's edge),
             "swapped" (its corners came in the wrong order), "empty" (it has no area).
+        points: for a quadrilateral, its four corner points x1, y1, ... x4, y4 in the order of the model or data set;
+            `corners` is then its bounding box. Empty for a rectangle.
     """
 
     label: str
@@ -58,9 +60,12 @@ class Box:
     space: Space
     image: int = 0
     flags: tuple[str, ...] = ()
+    points: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         left, top, right, bottom = self.corners
+        if len(self.points) not in (0, 8):
+            raise InputError(f"box {self.label!r} has {len(self.points)} numbers for its points; four points take 8.")
         if not (left <= right and top <= bottom):
             raise InputError(
                 f"box {self.corners} has left > right or top > bottom; use Box.mended() for corners of unknown order."
@@ -89,6 +94,18 @@ class Box:
             flags.append("empty")
         return cls(label=label, corners=(left, top, right, bottom), space=space, image=image, flags=tuple(flags))
 
+    @classmethod
+    def quadrilateral(
+        cls, label: str, points: tuple[float, ...], space: Space, view: ImageView, image: int = 0
+    ) -> "Box":
+        """A region with four corner points x1, y1, ... x4, y4 of unknown quality: clipped to the image, and flagged."""
+        far = view.extent(space)
+        inside = tuple(min(max(v, 0.0), far[i % 2]) for i, v in enumerate(points))
+        corners = min(inside[::2]), min(inside[1::2]), max(inside[::2]), max(inside[1::2])
+        box = cls.mended(label, corners, space, view, image)
+        clipped = ("clipped",) if inside != tuple(points) else ()
+        return replace(box, points=inside, flags=clipped + box.flags)
+
     def to(self, space: Space, view: ImageView) -> "Box":
         """The same box in units of `space`; exact up to floating point, no rounding."""
         if space is self.space:
@@ -96,7 +113,8 @@ class Box:
         (w, h), (to_w, to_h) = view.extent(self.space), view.extent(space)
         x, y = to_w / w, to_h / h
         left, top, right, bottom = self.corners
-        return replace(self, corners=(left * x, top * y, right * x, bottom * y), space=space)
+        points = tuple(v * (y if i % 2 else x) for i, v in enumerate(self.points))
+        return replace(self, corners=(left * x, top * y, right * x, bottom * y), points=points, space=space)
 
     @property
     def area(self) -> float:
@@ -112,3 +130,27 @@ class Box:
         height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
         union = self.area + other.area - width * height
         return width * height / union if union > 0 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A labelled place in an image: (x, y) in units of `space`. Attributes as those of `Box`."""
+
+    label: str
+    place: tuple[float, float]
+    space: Space
+    image: int = 0
+    flags: tuple[str, ...] = ()
+
+    @classmethod
+    def mended(cls, label: str, place: tuple[float, float], space: Space, view: ImageView, image: int = 0) -> "Point":
+        """A point from numbers of unknown quality, clipped to the image and flagged where that was needed."""
+        x, y = (min(max(v, 0.0), far) for v, far in zip(place, view.extent(space), strict=True))
+        return cls(label=label, place=(x, y), space=space, image=image, flags=() if (x, y) == place else ("clipped",))
+
+    def to(self, space: Space, view: ImageView) -> "Point":
+        """The same point in units of `space`; exact up to floating point, no rounding."""
+        if space is self.space:
+            return self
+        (w, h), (to_w, to_h) = view.extent(self.space), view.extent(space)
+        return replace(self, place=(self.place[0] * (to_w / w), self.place[1] * (to_h / h)), space=space)

@@ -22,6 +22,7 @@ class Medium:
         grid: patches in time, height and width.
         tokens: visual tokens that it takes in the text.
         times_s: for a video, the time of every sampled frame in seconds; empty for an image.
+        fps: for a video, frames per second after sampling, on average; 0 for an image.
         source: how the user named it, for messages and results only (never shown to the model).
     """
 
@@ -31,6 +32,7 @@ class Medium:
     grid: tuple[int, int, int]
     tokens: int
     times_s: tuple[float, ...] = ()
+    fps: float = 0.0
     source: str = ""
 
 

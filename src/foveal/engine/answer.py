@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from foveal.core.box import Box, Space
+from foveal.core.box import Box, Point, Space
 from foveal.core.errors import InputError
 from foveal.core.media import MediaBudget
 from foveal.core.packed import Medium
@@ -31,6 +31,7 @@ class Answer:
     Attributes:
         text: for people: without grounding tags and coordinates.
         boxes: in pixels of the original images.
+        points: likewise, for families that point.
         parts: words and boxes in order, for `message`.
         raw: the model's own words with every tag.
         ids: token ids, the closing one included.
@@ -50,7 +51,11 @@ class Answer:
     media: tuple[Medium, ...]
     sampling: Sampling
     sources: tuple[Any, ...] = field(default=(), repr=False)
-    """The images and videos as the user gave them, in the order of `media`."""
+    """The images and videos as the user gave them, in order."""
+    left_out: int = 0
+    """How many of `sources` the model was not shown because the conversation is longer than its family's window;
+    `media` begins after them, and `Box.image` counts them."""
+    points: tuple[Point, ...] = ()
     budget: MediaBudget = field(default=MediaBudget(), repr=False)
 
     @property
@@ -65,7 +70,7 @@ class Answer:
             path: where to write the picture; its ending chooses the format.
             image: which medium to draw on; by default that of the first box, or the only image.
         """
-        pictures = [i for i, medium in enumerate(self.media) if medium.kind == "image"]
+        pictures = [i for i, medium in enumerate(self.media, start=self.left_out) if medium.kind == "image"]
         if image is None:
             image = self.boxes[0].image if self.boxes else (pictures[0] if pictures else -1)
         if image not in pictures:
@@ -84,7 +89,12 @@ class Answer:
             "text": self.text,
             "raw": self.raw,
             "finish_reason": self.finish_reason,
-            "boxes": [box_json(box, self.media[box.image]) for box in self.boxes],
+            "boxes": [box_json(box, self.media[box.image - self.left_out]) for box in self.boxes],
+            **(
+                {"points": [point_json(p, self.media[p.image - self.left_out]) for p in self.points]}
+                if self.points
+                else {}
+            ),
             "media": [
                 {
                     "kind": m.kind,
@@ -107,6 +117,18 @@ def box_json(box: Box, medium: Medium) -> dict[str, Any]:
     return {
         "label": placed.label,
         "box_px": [round(v, 2) for v in placed.corners],
+        "image": placed.image,
+        "processed_size": list(medium.view.processed),
+        "flags": list(placed.flags),
+    }
+
+
+def point_json(point: Point, medium: Medium) -> dict[str, Any]:
+    """A point in original pixels with the size that the model saw."""
+    placed = point.to(Space.ORIGINAL_PX, medium.view)
+    return {
+        "label": placed.label,
+        "point_px": [round(v, 2) for v in placed.place],
         "image": placed.image,
         "processed_size": list(medium.view.processed),
         "flags": list(placed.flags),

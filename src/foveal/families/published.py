@@ -1,7 +1,7 @@
 """Reading a published config.json: every key is used, known to be harmless, or named in a warning."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from foveal.core.errors import ConfigError
@@ -40,6 +40,13 @@ class Reader:
             raise ConfigError(f"{self.where}: {key} is {value!r}; a whole number above 0 is expected.")
         return value
 
+    def integers(self, key: str, default: Sequence[int]) -> tuple[int, ...]:
+        """A list of whole numbers, 0 or more each; `ConfigError` names the key otherwise."""
+        value = self.get(key, default)
+        if not isinstance(value, list | tuple) or not all(type(v) is int and v >= 0 for v in value):
+            raise ConfigError(f"{self.where}: {key} is {value!r}; a list of whole numbers is expected.")
+        return tuple(value)
+
     def section(self, key: str) -> "Reader | None":
         """The object under `key`, or None when it is absent."""
         value = self.get(key, None)
@@ -61,8 +68,8 @@ class Reader:
             known = " or ".join(repr(a) for a in allowed)
             raise ConfigError(f"{self.where}: {key} is {value!r}; this family computes only {known}.")
 
-    def finish(self) -> None:
-        """Warns of keys that nobody read."""
-        for key in sorted(set(self.values) - self._read - HARMLESS):
+    def finish(self, harmless: Iterable[str] = ()) -> None:
+        """Warns of keys that nobody read, but for those of HARMLESS and of `harmless`."""
+        for key in sorted(set(self.values) - self._read - HARMLESS - set(harmless)):
             if not key.startswith("_"):
                 log.warning("%s: key %r is not known to Foveal and has no effect.", self.where, key)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from foveal.core.errors import ConfigError
 from foveal.families.base import Family
 from foveal.families.published import Reader
+from foveal.families.qwen2_text import check_heads, flat_decoder, read_decoder
 from foveal.language.config import DecoderConfig
 from foveal.processing.chat import ChatML
 from foveal.processing.grounding import TaggedBoxes
@@ -31,9 +32,8 @@ class Config:
 
     def __post_init__(self) -> None:
         # The published layout states neither head size nor tower MLP width: it derives both.
-        seen, said = self.vision, self.language
-        if said.heads * said.head_dim != said.width:
-            raise ConfigError(f"{said.heads} heads of {said.head_dim} do not make the width {said.width}.")
+        check_heads(self.language)
+        seen = self.vision
         if seen.mlp_width % seen.width:
             raise ConfigError(f"vision MLP width {seen.mlp_width} is no whole multiple of the width {seen.width}.")
 
@@ -41,37 +41,10 @@ class Config:
 def from_published(published: Mapping[str, Any]) -> Config:
     """Reads config.json in the released flat form or in the nested form that transformers 5 writes."""
     top = Reader(published, "config.json")
-    tied = top.get("tie_word_embeddings", False)
-    nested = top.section("text_config")
-    text = nested or top
-    if nested:
-        tied = nested.get("tie_word_embeddings", tied)
-    text.require("hidden_act", "silu")
-    text.require("use_sliding_window", False)
-    rope = text.section("rope_scaling") or text.section("rope_parameters") or Reader({}, "rope")
-    for key in ("type", "rope_type"):
-        rope.require(key, "mrope", "default")
-    width, heads = text.integer("hidden_size"), text.integer("num_attention_heads")
-    if width % heads:
-        raise ConfigError(f"config.json: hidden_size {width} is not divisible by num_attention_heads {heads}.")
-    text.require("head_dim", width // heads, None)
-    language = DecoderConfig(
-        width=width,
-        depth=text.integer("num_hidden_layers"),
-        heads=heads,
-        kv_heads=text.integer("num_key_value_heads"),
-        head_dim=width // heads,
-        mlp_width=text.integer("intermediate_size"),
-        vocab=text.integer("vocab_size"),
-        eps=float(text.get("rms_norm_eps", 1e-5)),
-        theta=float(rope.get("rope_theta", text.get("rope_theta", 1_000_000.0))),
-        section=tuple(rope.get("mrope_section", (16, 24, 24))),
-        tied=tied,
-        context=text.integer("max_position_embeddings"),
-    )
+    language = read_decoder(top)
     seen = top.need("vision_config")
     seen.require("hidden_act", "quick_gelu")
-    seen.require("hidden_size", width)
+    seen.require("hidden_size", language.width)
     patch = seen.integer("patch_size", 14)
     seen.require("spatial_patch_size", patch)
     turns = seen.section("rope_parameters") or Reader({}, "rope")
@@ -90,7 +63,7 @@ def from_published(published: Mapping[str, Any]) -> Config:
         channels=channels,
         theta=float(turns.get("rope_theta", 10000.0)),
     )
-    for part in (top, text, seen, rope, turns):
+    for part in (top, seen, turns):
         part.finish()
     return Config(vision=vision, language=language)
 
@@ -101,21 +74,7 @@ def to_published(config: Config) -> dict[str, Any]:
     return {
         "architectures": ["Qwen2VLForConditionalGeneration"],
         "model_type": "qwen2_vl",
-        "hidden_act": "silu",
-        "hidden_size": language.width,
-        "intermediate_size": language.mlp_width,
-        "max_position_embeddings": language.context,
-        "max_window_layers": language.depth,
-        "num_attention_heads": language.heads,
-        "num_hidden_layers": language.depth,
-        "num_key_value_heads": language.kv_heads,
-        "rms_norm_eps": language.eps,
-        "rope_theta": language.theta,
-        "rope_scaling": {"type": "mrope", "mrope_section": list(language.section)},
-        "sliding_window": language.context,
-        "use_sliding_window": False,
-        "tie_word_embeddings": language.tied,
-        "vocab_size": language.vocab,
+        **flat_decoder(language),
         "vision_config": {
             "depth": vision.depth,
             "embed_dim": vision.width,

@@ -15,7 +15,8 @@ from foveal.processing.media_settings import VIDEO_SHARE, read_media_settings
 from foveal.processing.messages import ImagePart, VideoPart
 from foveal.processing.patches import Normalize, image_patches, video_patches
 from foveal.processing.resize import PatchGrid, resized
-from foveal.processing.video import Frames, frame_size, open_video, plan_frames
+from foveal.processing.sampling import Frames, frame_size, plan_sampling
+from foveal.processing.video import open_video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ class NativeSize:
             )
             if patches:
                 rows, _, shape = video_patches(clip.frames, grid=grid, normalize=normalize)
-            return Opened(medium=self._medium("video", view, shape, name, clip.times_s), patches=rows)
+            return Opened(medium=self._medium("video", view, shape, name, clip.times_s, clip.fps), patches=rows)
         picture = open_image(part.source, budget=budget)
         original = picture.size
         if part.resized is not None:
@@ -120,7 +121,7 @@ class NativeSize:
 
     def measure_video(self, video: VideoShape, *, knobs: Knobs, count: int) -> Medium:
         """The frames that would be taken, and their size; exact."""
-        chosen = plan_frames(
+        chosen, rate = plan_sampling(
             video.seconds, video.fps, self.video, fps=knobs.fps, nframes=knobs.nframes, max_frames=knobs.max_frames
         )
         limits = {"min_px": knobs.min_pixels, "max_px": knobs.max_pixels}
@@ -128,7 +129,9 @@ class NativeSize:
         view = ImageView(original=(video.width, video.height), processed=size)
         shape = self.resize.grid(*size, frames=len(chosen))
         times = tuple(k / video.fps for k in chosen)
-        return self._medium("video", view, shape, f"{video.width} x {video.height} px, {video.seconds:g} s", times)
+        return self._medium(
+            "video", view, shape, f"{video.width} x {video.height} px, {video.seconds:g} s", times, rate
+        )
 
     def cells(self, medium: Medium) -> tuple[int, int, int]:
         t, h, w = medium.grid
@@ -138,7 +141,15 @@ class NativeSize:
         return self.resize.max_px_for(tokens)
 
     def _medium(
-        self, kind: str, view: ImageView, shape: tuple[int, int, int], source: str, times_s: tuple[float, ...] = ()
+        self,
+        kind: str,
+        view: ImageView,
+        shape: tuple[int, int, int],
+        source: str,
+        times_s: tuple[float, ...] = (),
+        fps: float = 0.0,
     ) -> Medium:
         tokens = self.resize.tokens(shape)
-        return Medium(kind=kind, sequence=0, view=view, grid=shape, tokens=tokens, times_s=times_s, source=source)
+        return Medium(
+            kind=kind, sequence=0, view=view, grid=shape, tokens=tokens, times_s=times_s, fps=fps, source=source
+        )

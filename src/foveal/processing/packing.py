@@ -54,7 +54,9 @@ def _blocks(runs: Sequence[Run], media: Sequence[Medium], vision: Vision) -> lis
     for run in runs:
         medium = media[run.medium]
         t, h, w = vision.cells(medium)
-        blocks.append(Block(start=run.start, grid=(t // shares[run.medium], h, w), times_s=medium.times_s))
+        blocks.append(
+            Block(start=run.start, grid=(t // shares[run.medium], h, w), times_s=medium.times_s, fps=medium.fps)
+        )
     return blocks
 
 

@@ -20,11 +20,13 @@ class Block:
         start: index of its first token in the sequence.
         grid: visual tokens in time, height and width, after merging; their product is its token count.
         times_s: times of the sampled frames in seconds; empty for an image.
+        fps: frames per second after sampling, on average; 0 for an image.
     """
 
     start: int
     grid: tuple[int, int, int]
     times_s: tuple[float, ...] = ()
+    fps: float = 0.0
 
 
 @runtime_checkable
@@ -49,6 +51,21 @@ class Plain:
 
     def place(self, length: int, blocks: Sequence[Block]) -> tuple[Int64[np.ndarray, "A T"], int]:
         return np.arange(length, dtype=np.int64)[None], 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceInPrompt:
+    """0, 1, 2, ... on the first axis, and the length of the whole prompt on the second.
+
+    For rotary bases and attention factors that grow with the prompt (Qwen's dynamic NTK and logn attention): every
+    token carries what they depend on, so a batch, a cache or a chunk cannot change them.
+    """
+
+    axes: int = 2
+
+    def place(self, length: int, blocks: Sequence[Block]) -> tuple[Int64[np.ndarray, "A T"], int]:
+        places = np.arange(length, dtype=np.int64)
+        return np.stack((places, np.full_like(places, length))), 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,3 +110,22 @@ class MRope:
         positions[:, at:] = np.arange(free, free + length - at)
         free += length - at
         return positions, free - length
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedMRope(MRope):
+    """M-RoPE whose time axis counts time, not frames (Qwen2.5-VL paper, section 2.1.3).
+
+    Two videos of one event get the same time numbers whatever their frame rate was: `tokens_per_second` of
+    them pass in a second. Steps are even, `temporal` / fps seconds each, as published; images stay at 0.
+    """
+
+    tokens_per_second: int = 2
+    temporal: int = 2
+
+    def times(self, block: Block) -> Int64[np.ndarray, "N"]:
+        if not block.fps:
+            return super().times(block)
+        # Published in float32, rounded down.
+        step = np.float32(self.temporal / block.fps) * np.float32(self.tokens_per_second)
+        return (np.arange(block.grid[0], dtype=np.float32) * step).astype(np.int64)

@@ -96,13 +96,30 @@ def plan_frames(
     end_s: int | float | None = None,
 ) -> tuple[int, ...]:
     """Numbers of the frames that `open_video` takes of a video with a constant rate, without opening one."""
+    return plan_sampling(
+        duration_s, native_fps, frames, fps=fps, nframes=nframes, max_frames=max_frames, start_s=start_s, end_s=end_s
+    )[0]
+
+
+def plan_sampling(
+    duration_s: int | float,
+    native_fps: int | float,
+    frames: Frames,
+    *,
+    fps: int | float | None = None,
+    nframes: int | None = None,
+    max_frames: int | None = None,
+    start_s: int | float | None = None,
+    end_s: int | float | None = None,
+) -> tuple[tuple[int, ...], float]:
+    """As `plan_frames`, with the effective rate."""
     positive("duration_s", duration_s)
     positive("native_fps", native_fps)
     times = [k / native_fps for k in range(max(1, round(duration_s * native_fps)))]
     return choose_frames(
         times, native_fps, frames, "the video", fps=fps, nframes=nframes, max_frames=max_frames,
         start_s=start_s, end_s=end_s,
-    )[0]  # fmt: skip
+    )  # fmt: skip
 
 
 def frame_size(

@@ -60,6 +60,39 @@ class VisionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowConfig(VisionConfig):
+    """Sizes of a packed vision transformer most of whose blocks attend within windows (Qwen2.5-VL).
+
+    Attributes:
+        window_px: side of a window in pixels of the processed picture.
+        full: numbers of the blocks that attend over whole frames.
+    """
+
+    window_px: int = 112
+    full: tuple[int, ...] = (7, 15, 23, 31)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window_cells < 1:
+            raise ConfigError(
+                f"a window of {self.window_px} px is smaller than a merged token ({self.merge} x {self.patch} px); "
+                "make it larger."
+            )
+
+    @property
+    def window_cells(self) -> int:
+        """Side of a window in merged tokens."""
+        return self.window_px // self.merge // self.patch
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that the tower learns: RMSNorm has no bias, and the MLP has a gate."""
+        d, f = self.width, self.mlp_width
+        block = 2 * d + (d + 1) * 3 * d + (d + 1) * d + 2 * (d + 1) * f + (f + 1) * d
+        return self.patch_values * d + self.depth * block
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlainConfig:
     """Sizes of a vision transformer with learned positions (ViT, CLIP, SigLIP and the towers built on them).
 
@@ -109,6 +142,12 @@ class PlainConfig:
         """Peak memory of the intermediate results of a forward pass without gradients, weights and input aside."""
         entry = item_bytes * (self.width + (self.patch_values if item_bytes != 4 else 0))
         return patches * max(item_bytes * (3 * self.width + 3 * self.mlp_width), item_bytes * 7 * self.width, entry)
+
+
+def probe_pool_parameters(width: int, mlp_width: int) -> int:
+    """Numbers that a `foveal.vision.pooling.ProbePool` learns."""
+    d, f = width, mlp_width
+    return d + (d + 1) * 3 * d + (d + 1) * d + 2 * d + (d + 1) * f + (f + 1) * d
 
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
