@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from foveal.core.packed import Medium, Packed, join
     from foveal.engine.answer import Answer, Usage
     from foveal.engine.classifier import Classifier, Guess
+    from foveal.engine.dual import Dual, Match
     from foveal.engine.load import load
     from foveal.engine.model import Model
     from foveal.engine.request import Sampling
@@ -23,9 +24,11 @@ _HOME = {
     "Answer": "engine.answer",
     "Box": "core.box",
     "Classifier": "engine.classifier",
+    "Dual": "engine.dual",
     "FovealError": "core.errors",
     "Guess": "engine.classifier",
     "ImageView": "core.box",
+    "Match": "engine.dual",
     "MediaBudget": "core.media",
     "Medium": "core.packed",
     "Model": "engine.model",
@@ -42,9 +45,11 @@ __all__ = [
     "Answer",
     "Box",
     "Classifier",
+    "Dual",
     "FovealError",
     "Guess",
     "ImageView",
+    "Match",
     "MediaBudget",
     "Medium",
     "Model",

@@ -31,7 +31,7 @@ TEXTS = [[50, 1, 2, 3, 59], [50, 59], [50, 7, 7, 9, 11, 8, 2, 5, 4, 3, 1, 59], [
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "quick_gelu"])
 def test_texts_end_to_end_equal_texts_alone(causal: bool, activation: str):
-    """Measured: 6e-7."""
+    """Measured: 3e-7."""
     model = encoder(causal=causal, activation=activation)
     together = model(*packed(TEXTS))
     alone = torch.cat([model(*packed([text])) for text in TEXTS])

@@ -8,8 +8,10 @@ import torch
 from foveal.core.errors import ConfigError
 from foveal.core.media import MediaBudget
 from foveal.engine.classifier import Classifier
+from foveal.engine.dual import Dual
 from foveal.engine.model import Model, default_device
 from foveal.families.describe import folder_of
+from foveal.families.dual import DualEncoder
 from foveal.families.load import load as load_folder
 from foveal.families.vlm import VLM
 from foveal.vision.classifier import ImageClassifier
@@ -56,7 +58,8 @@ def load(
         budget: bounds for every medium that the model is asked about.
 
     Returns:
-        `Model` for what answers questions, `Classifier` for what names pictures.
+        `Model` for what answers questions, `Classifier` for what names pictures, `Dual` for what compares pictures
+        and texts.
 
     Raises:
         HubError: the name is no folder and cannot be fetched.
@@ -70,4 +73,6 @@ def load(
         return Model(loaded, budget=bounds)
     if isinstance(loaded.network, ImageClassifier):
         return Classifier(loaded, budget=bounds)
+    if isinstance(loaded.network, DualEncoder):
+        return Dual(loaded, budget=bounds)
     raise ConfigError(f"{folder} holds a {loaded.family.name} model, for which Foveal has no use yet.")
