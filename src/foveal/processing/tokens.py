@@ -294,7 +294,7 @@ def _checked(content: str) -> dict[str, Any]:
     missing = [c for c in BYTE_LETTERS if c not in vocabulary and c not in _NEVER]
     if missing:
         raise ConfigError(
-            f"the vocabulary lacks {len(missing)} of the 243 bytes of UTF-8 (first: 0x{BYTE_LETTERS[missing[0]]:02x}), so "
+            f"the vocabulary lacks {len(missing)} of 243 bytes (first: 0x{BYTE_LETTERS[missing[0]]:02x}), so "
             "some texts would lose characters; add them."
         )
     strange = set("".join(vocabulary.keys() - names.keys())) - BYTE_LETTERS.keys()
