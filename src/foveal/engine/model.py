@@ -19,7 +19,7 @@ from foveal.families.load import Loaded, save_folder
 from foveal.families.load import load as load_folder
 from foveal.families.vlm import VLM, Output
 from foveal.processing.messages import ImagePart, VideoPart, parse_conversation
-from foveal.processing.processor import PROCESS_OPTIONS, Processor
+from foveal.processing.processor import PROCESS_OPTIONS, Processor, left_out
 
 
 def load(
@@ -84,9 +84,10 @@ class Model:
         self.processor: Processor = loaded.processor
         self.family, self.config = loaded.family, loaded.config
         self.generation, self.budget = loaded.generation, budget
-        self.sampling = Sampling.from_published(loaded.generation)
+        published, stops = Sampling.from_published(loaded.generation), self.processor.processing.stop_texts
+        self.sampling = replace(published, stop=stops)
         self.answer_tokens = answer_tokens(loaded.generation, DEFAULT_TOKENS)
-        self.stop_ids = stop_ids(loaded.generation, self.processor.end_of_turn)
+        self.stop_ids = stop_ids(loaded.generation, self.processor.end_of_turn) | self.processor.stop_ids
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -192,6 +193,7 @@ class Model:
             media=packed.media,
             sampling=replace(generation.sampling, seed=generation.seed, max_tokens=generation.max_tokens),
             sources=sources,
+            left_out=left_out(packed),
             budget=self.budget,
         )
 

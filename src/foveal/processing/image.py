@@ -3,12 +3,15 @@
 Models of this line were trained on 8-bit RGB. Everything else is brought there here and nowhere else.
 """
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from foveal.core.errors import MediaError
+
+Alpha: TypeAlias = Literal["white", "drop"]
+"""What becomes of transparency: the picture is laid on white, or its colours are taken as if it were opaque."""
 
 _WHITE = (255, 255, 255, 255)
 _TURNS = {
@@ -23,10 +26,11 @@ _TURNS = {
 """What undoes each EXIF orientation (EXIF 2.3, tag 0x0112)."""
 
 
-def upright_rgb(picture: Image.Image, name: str = "the picture") -> Image.Image:
+def upright_rgb(picture: Image.Image, name: str = "the picture", *, alpha: Alpha = "white") -> Image.Image:
     """`picture` as 8-bit RGB, turned as its EXIF orientation says.
 
-    - Any transparency (alpha channel, transparent palette entry or colour key) lies on white.
+    - Any transparency (alpha channel, transparent palette entry or colour key) lies on white, or is ignored where
+      `alpha` is "drop", as the processing of Qwen-VL does.
     - 16-bit grey is scaled, 0..65535 to 0..255. The published processors cut it at 255 instead,
       which turns most such pictures white: a deliberate difference. Of 16-bit colour Pillow keeps
       the upper byte when it decodes.
@@ -37,7 +41,7 @@ def upright_rgb(picture: Image.Image, name: str = "the picture") -> Image.Image:
     have no agreed meaning.
     """
     turn = _TURNS.get(orientation(picture))
-    picture = _rgb(picture, name)
+    picture = _rgb(picture, name, alpha)
     if turn is None:
         return picture
     turned = picture.transpose(turn)
@@ -54,13 +58,15 @@ def orientation(picture: Image.Image) -> int:
     return value if value in _TURNS else 1
 
 
-def _rgb(picture: Image.Image, name: str) -> Image.Image:
+def _rgb(picture: Image.Image, name: str, alpha: Alpha) -> Image.Image:
     mode = picture.mode
-    if mode == "RGB" and "transparency" not in picture.info:
+    if mode == "RGB" and (alpha == "drop" or "transparency" not in picture.info):
         return picture
     if mode == "F" or mode.startswith("I"):
-        return _deep_grey(picture, name)
+        return _deep_grey(picture, name, alpha)
     try:
+        if alpha == "drop":
+            return (picture.convert(mode.upper()) if mode in ("RGBa", "La") else picture).convert("RGB")
         if mode in ("PA", "RGBa", "La") or "A" in picture.getbands() or "transparency" in picture.info:
             picture = picture.convert("LA").convert("RGBA") if mode == "La" else picture.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", picture.size, _WHITE), picture).convert("RGB")
@@ -69,12 +75,12 @@ def _rgb(picture: Image.Image, name: str) -> Image.Image:
         raise MediaError(f"{name} has colour mode {mode}, which is not converted; save it as RGB.") from None
 
 
-def _deep_grey(picture: Image.Image, name: str) -> Image.Image:
+def _deep_grey(picture: Image.Image, name: str, alpha: Alpha) -> Image.Image:
     """Grey with more than 8 bits: modes I;16, I;16B, I;16L, I;16N, I and F."""
     values = np.asarray(picture)
     clear = picture.info.get("transparency")
     grey = scaled(values, name)
-    if isinstance(clear, int):
+    if isinstance(clear, int) and alpha == "white":
         grey[values == clear] = 255
     return Image.fromarray(grey).convert("RGB")
 
@@ -102,8 +108,8 @@ def scaled(values: np.ndarray, name: str) -> np.ndarray:
     raise MediaError(f"{name} has values of type {values.dtype}; pass uint8, or floats from 0 to 1.")
 
 
-def from_array(array: np.ndarray, name: str = "the array") -> Image.Image:
-    """A picture from grey [H, W], grey [H, W, 1], RGB [H, W, 3] or RGBA [H, W, 4] (laid on white).
+def from_array(array: np.ndarray, name: str = "the array", *, alpha: Alpha = "white") -> Image.Image:
+    """A picture from grey [H, W], grey [H, W, 1], RGB [H, W, 3] or RGBA [H, W, 4] (for `alpha` see `upright_rgb`).
 
     Raises `MediaError` for another shape, an empty array, or values that `scaled` does not take.
     """
@@ -114,4 +120,4 @@ def from_array(array: np.ndarray, name: str = "the array") -> Image.Image:
         raise MediaError(f"{name} has shape {array.shape}; expected [H, W], [H, W, 3] or [H, W, 4].{hint}")
     if array.size == 0:
         raise MediaError(f"{name} has shape {array.shape}: it holds no pixel.")
-    return upright_rgb(Image.fromarray(np.ascontiguousarray(scaled(array, name))), name)
+    return upright_rgb(Image.fromarray(np.ascontiguousarray(scaled(array, name))), name, alpha=alpha)

@@ -27,7 +27,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from foveal.core.errors import BudgetError, FovealError, InputError, MediaError
 from foveal.core.media import MediaBudget
-from foveal.processing.image import from_array, upright_rgb
+from foveal.processing.image import Alpha, from_array, upright_rgb
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray
 """What a user may name as a picture."""
@@ -65,12 +65,12 @@ _OTHERS = (
 )
 
 
-def open_image(source: Source, *, budget: MediaBudget) -> Image.Image:
+def open_image(source: Source, *, budget: MediaBudget, alpha: Alpha = "white") -> Image.Image:
     """The picture that `source` names, decoded, upright, 8-bit RGB.
 
     `source` is a file path, a `file://` or `data:` URL, the bytes of a file, a PIL image, or an array
     [H, W], [H, W, 3] or [H, W, 4] of uint8, 16-bit integers or floats in 0..1. Of an animation the
-    first frame is taken. See `image.upright_rgb` for what happens to unusual pixels.
+    first frame is taken. See `image.upright_rgb` for what happens to unusual pixels, and for `alpha`.
 
     Raises `InputError` for something that cannot name a picture, `BudgetError` for one that is too
     large, `MediaError` for one that is missing, damaged or of another format.
@@ -78,14 +78,14 @@ def open_image(source: Source, *, budget: MediaBudget) -> Image.Image:
     name = describe(source)
     if isinstance(source, Image.Image):
         _check_area(source.width, source.height, name, budget)
-        return upright_rgb(_decoded(lambda: source, name, budget), name)
+        return upright_rgb(_decoded(lambda: source, name, budget), name, alpha=alpha)
     if isinstance(source, np.ndarray):
         if source.ndim >= 2:
             _check_area(source.shape[1], source.shape[0], name, budget)
-        return from_array(source, name)
+        return from_array(source, name, alpha=alpha)
     with open_bytes(source, budget=budget) as stream:
         decoder = _decoder(stream, name)
-        return upright_rgb(_decoded(lambda: decoder(stream), name, budget), name)
+        return upright_rgb(_decoded(lambda: decoder(stream), name, budget), name, alpha=alpha)
 
 
 @contextmanager

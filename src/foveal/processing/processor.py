@@ -24,12 +24,15 @@ from foveal.processing.positions import Positions
 from foveal.processing.prompt import place_media
 from foveal.processing.published import read_folder, read_tokenizer, write_files
 from foveal.processing.resize import Resize
-from foveal.processing.segments import Segment
+from foveal.processing.segments import MediumSegment, Segment
 from foveal.processing.template import choose_format
 from foveal.processing.tokens import Tokenizer
 
 PROCESS_OPTIONS = ("generate", "min_pixels", "max_pixels", "fps", "nframes", "max_frames", "resize")
 """Options of `Processor.process` that a question may carry beside those of sampling."""
+
+LEFT_OUT = "media_left_out"
+"""Name in `Packed.extra` of the number of media that each conversation has before its first one in the pack."""
 
 _VISION_PADS = ("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
@@ -45,6 +48,14 @@ class Processing:
     tokenizer: Callable[[Path], Tokenizer] = read_tokenizer
     arrange: Callable[[list[Segment], Sequence[Medium]], list[Segment]] | None = None
     """Rewrites a rendered conversation once its media are known, where their place holds more than pads."""
+    shorten: Callable[[list[Segment], Sequence[Medium], Tokenizer], list[Segment]] | None = None
+    """Leaves out the beginning of a conversation that is to be answered, where a family has a window over it."""
+    settle: "Callable[[Processing, Path], Processing] | None" = None
+    """The same with what other files of a published folder say, such as generation_config.json."""
+    stops: tuple[str, ...] = ()
+    """Special tokens that end an answer beside those that generation_config.json states."""
+    stop_texts: tuple[str, ...] = ()
+    """Words before which an answer ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +104,8 @@ class Processor:
             ConfigError: a file is missing, damaged, or asks for what is not supported.
         """
         found = read_folder(folder, processing.tokenizer)
+        if processing.settle is not None:
+            processing = processing.settle(processing, folder)
         split, variables = found.tokenizer.split, found.variables
         return cls(
             tokenizer=found.tokenizer,
@@ -106,6 +119,11 @@ class Processor:
     def end_of_turn(self) -> int:
         """The id that ends a turn."""
         return self.tokenizer.special(self.processing.chat.end)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer whatever generation_config.json says."""
+        return frozenset(self.tokenizer.special(name) for name in self.processing.stops)
 
     def published_ids(self) -> dict[str, int]:
         """The ids of vision tokens under the keys by which config.json states them."""
@@ -197,7 +215,13 @@ class Processor:
         def write_boxes(boxes: Sequence[Box]) -> list[Segment]:
             return self.processing.boxes.render(boxes, views)
 
-        return self._pack(self.chat.render(messages, boxes=write_boxes, generate=generate), opened)
+        segments = self.chat.render(messages, boxes=write_boxes, generate=generate)
+        if self.processing.shorten is None or not generate:
+            return self._pack(segments, opened)
+        segments = self.processing.shorten(segments, [o.medium for o in opened], self.tokenizer)
+        first = min((s.medium for s in segments if isinstance(s, MediumSegment)), default=len(opened))
+        moved = [replace(s, medium=s.medium - first) if isinstance(s, MediumSegment) else s for s in segments]
+        return self._pack(moved, opened[first:], left_out=first)
 
     def _prompt(self, prompt: str, media: Sequence[Any], budget: MediaBudget, knobs: Knobs) -> Packed:
         if not isinstance(prompt, str) or not prompt:
@@ -216,16 +240,19 @@ class Processor:
         tokens = 0
         for part in parts:
             # Once the context is full there will be an error; patches would be made in vain.
-            fits = self.context_tokens is None or tokens <= self.context_tokens
+            fits = self.context_tokens is None or tokens <= self.context_tokens or self.processing.shorten is not None
             opened.append(vision.open(part, budget=budget, knobs=knobs, count=len(parts), patches=fits))
             tokens += opened[-1].medium.tokens
         return opened
 
-    def _pack(self, segments: list[Segment], opened: list[Opened]) -> Packed:
+    def _pack(self, segments: list[Segment], opened: list[Opened], *, left_out: int = 0) -> Packed:
         p = self.processing
         if p.arrange is not None:
             segments = p.arrange(segments, [o.medium for o in opened])
-        return pack(segments, opened, self.tokenizer, p.vision, p.positions, self.context_tokens)
+        packed = pack(segments, opened, self.tokenizer, p.vision, p.positions, self.context_tokens)
+        if p.shorten is None:
+            return packed
+        return replace(packed, extra={**packed.extra, LEFT_OUT: np.array([left_out], dtype=np.int64)})
 
     def count(
         self,
@@ -260,19 +287,22 @@ class Processor:
         """Words and boxes of an answer to sequence number `sequence` of `packed`.
 
         `answer` is its token ids, or its text decoded with special tokens. Boxes refer to the last image or
-        video before the answer, which is the last of the sequence; `Box.image` is its number there.
+        video before the answer, which is the last of the sequence; `Box.image` is its number in the
+        conversation.
         """
         if not 0 <= sequence < len(packed):
             raise InputError(f"sequence {sequence} of a pack of {len(packed)}; count from 0.")
         views = [m.view for m in packed.media if m.sequence == sequence]
         split, decode = self.tokenizer.split_answer, self.tokenizer.decode_segments
         segments = split(answer) if isinstance(answer, str) else decode(answer)
-        return parse(segments, self.processing.boxes, views[-1] if views else None, max(0, len(views) - 1))
+        last = left_out(packed, sequence) + max(0, len(views) - 1)
+        return parse(segments, self.processing.boxes, views[-1] if views else None, last)
 
     def reader(self, packed: Packed, sequence: int = 0) -> AnswerReader:
         """A reader for the answer to sequence number `sequence`, to be fed as the answer comes; see `read`."""
         views = [m.view for m in packed.media if m.sequence == sequence]
-        return self.processing.boxes.reader(views[-1] if views else None, max(0, len(views) - 1))
+        last = left_out(packed, sequence) + max(0, len(views) - 1)
+        return self.processing.boxes.reader(views[-1] if views else None, last)
 
     def parse(
         self, answer: str | Sequence[int] | np.ndarray, packed: Packed, sequence: int = 0
@@ -280,3 +310,9 @@ class Processor:
         """`read` as (text without tags, boxes in pixels of the user's image)."""
         grounded = self.read(answer, packed, sequence)
         return grounded.text, grounded.boxes
+
+
+def left_out(packed: Packed, sequence: int = 0) -> int:
+    """Media of a conversation that its family's window left out: all before the first of the sequence."""
+    counts = packed.extra.get(LEFT_OUT)
+    return 0 if counts is None else int(counts[sequence])

@@ -21,6 +21,7 @@ from foveal.processing.tokens import Tokenizer
 
 TEXT_FILES = (
     "tokenizer.json",
+    "qwen.tiktoken",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "preprocessor_config.json",
@@ -123,7 +124,7 @@ def write_files(
     if template is not None:
         written["chat_template.json"] = {"chat_template": template}
     texts = {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in written.items()}
-    return {"tokenizer.json": tokenizer.content, **texts}
+    return {**texts, **tokenizer.files}
 
 
 def _template(folder: Path, settings: Mapping[str, Any], files: Mapping[str, str]) -> str | None:

@@ -12,6 +12,7 @@ from foveal.core.errors import ConfigError, InputError
 from foveal.core.media import MediaBudget
 from foveal.core.packed import Medium
 from foveal.core.shapes import Float32
+from foveal.processing.image import Alpha
 from foveal.processing.intake import Knobs, Opened, VideoShape
 from foveal.processing.media import describe, open_image
 from foveal.processing.messages import ImagePart, VideoPart
@@ -30,8 +31,8 @@ FIXED = "this family sees every picture at one size"
 class Square:
     """The `Vision` of families that see squares of `side_px`.
 
-    `tokens` is what a picture takes in a text, `None` its patches. Nothing of it is read from a folder: a family
-    whose folders state sizes overrides `read` and `files`.
+    `tokens` is what a picture takes in a text, `None` its patches; `alpha` says what becomes of transparency.
+    Nothing of it is read from a folder: a family whose folders state sizes overrides `read` and `files`.
     """
 
     side_px: int
@@ -40,6 +41,7 @@ class Square:
     fit: Fit = "stretch"
     resample: int = 3
     tokens: int | None = None
+    alpha: Alpha = "white"
 
     def __post_init__(self) -> None:
         if self.resample not in FILTERS:
@@ -82,7 +84,7 @@ class Square:
     ) -> Opened:
         """See `Vision.open`. Raises `InputError` for videos and for settings of size, which have no effect here."""
         self._refuse(part, knobs)
-        picture = open_image(part.source, budget=budget)
+        picture = open_image(part.source, budget=budget, alpha=self.alpha)
         medium = self._medium(picture.size, describe(part.source))
         rows = self.rows(self.fitted(picture)) if patches else np.zeros((0, self.patch_values), np.float32)
         return Opened(medium=medium, patches=rows)

@@ -3,7 +3,7 @@
 Pictures lie end to end as everywhere: patches row by row, picture after picture, and each attends within itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.core.shapes import Float, Int64
+from foveal.nn.embed import resized_positions
 from foveal.nn.keep import Keep
 from foveal.nn.mlp import MLP, Activation, quick_gelu
 from foveal.nn.norm import LayerNorm
@@ -40,9 +41,12 @@ class FlatPatchEmbed(nn.Module):
 
 
 class PlainTower(nn.Module):
-    """Patches [P, C] -> features [P, D]; with a class token, [P + N, D] with it before each picture's patches."""
+    """Patches [P, C] -> features [P, D]; with a class token, [P + N, D] with it before each picture's patches.
 
-    def __init__(self, config: PlainConfig) -> None:
+    `attention` makes a block's attention from width and heads; it is called as `VisionAttention` is.
+    """
+
+    def __init__(self, config: PlainConfig, *, attention: Callable[[int, int], nn.Module] = VisionAttention) -> None:
         super().__init__()
         self.config = c = config
         self.patch = FlatPatchEmbed(c)
@@ -52,7 +56,7 @@ class PlainTower(nn.Module):
         self.blocks = nn.ModuleList(
             VisionBlock(
                 lambda: LayerNorm(c.width, c.eps),
-                VisionAttention(c.width, c.heads),
+                attention(c.width, c.heads),
                 MLP(c.width, c.mlp_width, ACTIVATION[c.activation]),
             )
             for _ in range(c.depth)
@@ -89,12 +93,3 @@ class PlainTower(nn.Module):
             parts.append(block.flatten(0, 1))
             start += count * height * width
         return torch.cat(parts) if parts else x
-
-
-def resized_positions(table: Float[Tensor, "S D"], side: int, height: int, width: int) -> Float[Tensor, "P D"]:
-    """A table of side x side positions at another size: bicubic, computed in float32 (ViT paper, section 3.2)."""
-    if (height, width) == (side, side):
-        return table
-    grid = table.float().view(1, side, side, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
-    return grid.permute(0, 2, 3, 1).reshape(height * width, -1).to(table.dtype)
