@@ -93,7 +93,7 @@ def _page(model: str | None, planner: "Planner", plan: "Plan") -> str:
         rows.append((f"{m.kind} {_origin(m)}", f"{width} x {height}{frames}", f"{m.tokens:,}"))
     total = plan.prompt_tokens + plan.answer_tokens
     room = "fits" if plan.fits_context else f"does not fit: {total - plan.context_tokens:,} tokens too many"
-    markers = 2 * len(plan.media)
+    markers = plan.marker_tokens
     text = plan.prompt_tokens - plan.visual_tokens - markers
     costs = [
         ("prompt", f"{plan.prompt_tokens:,} tokens", f"{plan.visual_tokens:,} visual, {markers} markers, {text} text"),

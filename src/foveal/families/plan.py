@@ -54,7 +54,8 @@ class Plan:
 
     Attributes:
         media: the record of each medium; images first.
-        prompt_tokens: text, visual tokens, and the two markers around each medium.
+        prompt_tokens: text, visual tokens, and the markers around media.
+        marker_tokens: those markers: two around each medium, where the family has them.
         answer_tokens: as asked for.
         context_tokens: what fits into the model.
         weights_bytes: all parameters in the chosen type.
@@ -66,6 +67,7 @@ class Plan:
 
     media: tuple[Medium, ...]
     prompt_tokens: int
+    marker_tokens: int
     answer_tokens: int
     context_tokens: int
     weights_bytes: int
@@ -94,6 +96,7 @@ class Planner:
         family, config: what the folder holds.
         dtype: type of the weights.
         vision: how media become patches.
+        markers: tokens around each medium.
     """
 
     def __init__(self, folder: Path, *, dtype: str | None = None) -> None:
@@ -104,6 +107,7 @@ class Planner:
         if not isinstance(processing, Processing):
             raise InputError(f"{folder} holds a {self.family.name} model, which answers no questions to be planned.")
         self.vision = processing.vision.read(folder)
+        self.markers: int = getattr(processing.chat, "markers", 2)
         self.dtype = stated_dtype(published) if dtype is None else dtype
         if self.dtype not in ITEM_BYTES:
             raise InputError(f"dtype {self.dtype!r} is unknown; {neighbours(str(self.dtype), ITEM_BYTES)}")
@@ -121,10 +125,11 @@ class Planner:
         media += [self.vision.measure_video(v, knobs=knobs, count=count) for v in request.videos]
         visual = sum(m.tokens for m in media)
         patches = sum(m.grid[0] * m.grid[1] * m.grid[2] for m in media)
-        prompt = request.text_tokens + visual + 2 * len(media)
+        markers = self.markers * len(media)
+        prompt = request.text_tokens + visual + markers
         seen, said = self.config.vision, self.config.language
         weights = item * sum(self.family.parameters(self.config).values())
-        pixels = 4 * seen.patch_values * patches
+        pixels = 4 * (seen.patch_values * patches + getattr(self.vision, "extra_values", 0) * len(media))
         decoder = said.work_bytes(prompt, item) + item * visual * said.width  # the tower's result is still there
         work = max(seen.work_bytes(patches, item), decoder)
         token = item * said.cache_values
@@ -132,6 +137,7 @@ class Planner:
         return Plan(
             media=tuple(media),
             prompt_tokens=prompt,
+            marker_tokens=markers,
             answer_tokens=request.answer_tokens,
             context_tokens=self.family.context(self.config),
             weights_bytes=weights,

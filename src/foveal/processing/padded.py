@@ -104,6 +104,11 @@ class PaddedSquare:
     def patch_values(self) -> int:
         return 3 * self.first.patch**2
 
+    @property
+    def extra_values(self) -> int:
+        """Numbers of a picture beside its patches: those of the small size."""
+        return 0 if self.small is None else 3 * self.small.side**2 * self.small.patch**2
+
     def pixel_range(self, *, images: bool, videos: bool) -> tuple[int, int] | None:
         return None
 

@@ -48,6 +48,9 @@ class UserAssistant:
     default_system: str = SYSTEM
     image_id: bool = False
 
+    markers = 0
+    """Tokens around a picture's own."""
+
     lists = True
     """A template gets the content of every message as a list of parts, also where it is text alone."""
 

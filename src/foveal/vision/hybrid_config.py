@@ -32,8 +32,11 @@ class SamConfig(PlainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.full or not all(0 <= i < self.depth for i in self.full):
-            raise ConfigError(f"SAM has global blocks {list(self.full)}; expected some of 0..{self.depth - 1}.")
+        ascending = list(self.full) == sorted(set(self.full))
+        if not self.full or not ascending or not all(0 <= i < self.depth for i in self.full):
+            raise ConfigError(
+                f"SAM has global blocks {list(self.full)}; expected some of 0..{self.depth - 1}, in ascending order."
+            )
         if self.window < 1 or self.resized < 4 or self.resized % 4:
             raise ConfigError(
                 f"SAM has window {self.window} and resized {self.resized}; expected a window of at least 1 and a "

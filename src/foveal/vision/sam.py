@@ -140,14 +140,14 @@ class SamTower(nn.Module):
         early, blocks = x, []
         for index, block in enumerate(self.blocks):
             x = block(x, None, ())
-            if index == min(self.config.full):
+            if index == self.config.full[0]:
                 early = x
             if keep:
                 blocks.append(x)
         result = self._shrunk(self.neck, x) + self.alpha * self._shrunk(self.early_neck, early)
         return result.flatten(2)[0].T, blocks
 
-    def _shrunk(self, neck: Neck, x: Float[Tensor, "P D"]) -> Float[Tensor, "1 D Y X"]:
+    def _shrunk(self, neck: Neck, x: Float[Tensor, "P D"]) -> Float[Tensor, "1 E Y X"]:
         x = neck(x.T.view(1, -1, self.config.side, self.config.side))
         size = (self.config.resized, self.config.resized)
         x = F.interpolate(x.float(), size=size, mode="bilinear", align_corners=False).to(x.dtype)
