@@ -69,6 +69,14 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
+def read_text(path: Path) -> str:
+    """The text of a file of a checkpoint folder; `ConfigError` when it cannot be read or is no UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from `path`; raises `ConfigError` that names the file."""
     try:

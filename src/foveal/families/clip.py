@@ -168,9 +168,9 @@ def _from_open_clip(model: Reader) -> Config:
     side_px, head_width = seen.integer("image_size", 224), seen.integer("head_width", 64)
     vision: PlainConfig | ResNetConfig
     if isinstance(layers, list | tuple):
-        seen.require("patch_size", None)
         if len(layers) != 4:
             raise ConfigError(f"{seen.where}: layers is {layers!r}; expected a number, or four for the four stages.")
+        seen.require("patch_size", None)
         stages = (int(layers[0]), int(layers[1]), int(layers[2]), int(layers[3]))
         vision = ResNetConfig(width=width, stages=stages, heads=width * 32 // head_width, side_px=side_px)
     else:
@@ -301,11 +301,13 @@ class WholeSquare(PublishedSquare):
     """Squares that stand as one patch, for towers that begin with convolutions."""
 
     def read(self, folder: Path) -> "WholeSquare":
+        """See `Vision.read`; the patch grows with the square."""
         found = super().read(folder)
         return WholeSquare(**{**vars(found), "patch": found.side_px})
 
 
 def processing(config: Config) -> PictureProcessing:
+    """The shorter side to the square's, then its middle; captions in CLIP's own vocabulary."""
     square = WholeSquare if isinstance(config.vision, ResNetConfig) else PublishedSquare
     return PictureProcessing(
         vision=square(

@@ -14,7 +14,7 @@ from typing import Any
 
 import tokenizers
 
-from foveal.core.config import read_json
+from foveal.core.config import read_json, read_text
 from foveal.core.errors import ConfigError, ContextError, InputError
 from foveal.processing.tokens import BYTE_LETTERS
 
@@ -82,14 +82,14 @@ class ClipCaptions:
     @classmethod
     def from_folder(cls, folder: Path, *, context: int) -> "ClipCaptions":
         """Reads `tokenizer.json`, or else `vocab.json` and `merges.txt`, of a published folder."""
-        files = {name: _text(folder / name) for name in _PLAIN_FILES if (folder / name).is_file()}
+        files = {name: read_text(folder / name) for name in _PLAIN_FILES if (folder / name).is_file()}
         settings = read_json(folder / "tokenizer_config.json") if "tokenizer_config.json" in files else {}
         names = (_name(settings.get("bos_token"), BEGIN), _name(settings.get("eos_token"), END))
         if (folder / "tokenizer.json").is_file():
-            files["tokenizer.json"] = _text(folder / "tokenizer.json")
+            files["tokenizer.json"] = read_text(folder / "tokenizer.json")
             where, rules = "tokenizer.json", read_json(folder / "tokenizer.json")
         elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            files |= {name: _text(folder / name) for name in ("vocab.json", "merges.txt")}
+            files |= {name: read_text(folder / name) for name in ("vocab.json", "merges.txt")}
             where = "vocab.json"
             rules = clip_rules(read_json(folder / "vocab.json"), _merges(files["merges.txt"], folder / "merges.txt"))
         else:
@@ -198,10 +198,3 @@ def _name(token: Any, default: str) -> str:
     if token is None:
         return default
     return token if isinstance(token, str) else str(token.get("content", default))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
