@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveal.core.errors import ConfigError
-from foveal.nn.moe import Experts, FusedExperts, MoE, Router
+from foveal.nn.moe import Experts, FusedExperts, MoE, Routed, Router, balance_loss, watched
 from foveal.nn.routing import Routing
 
 
@@ -187,3 +187,23 @@ def test_no_tokens():
 def test_impossible_routing_is_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         Routing(**{"experts": 8, "chosen": 2, **change})
+
+
+def test_balance_is_one_when_even_and_larger_otherwise():
+    scores = torch.full((6, 4), 0.25)
+    even = Routed(torch.tensor([[0, 1], [2, 3], [0, 1], [2, 3], [0, 1], [2, 3]]), torch.ones(6, 2), scores)
+    assert balance_loss(even, [0, 6]) == pytest.approx(1.0)
+    assert balance_loss(even, [0, 4, 4, 6]) == pytest.approx(1.0), "an empty sequence has no share"
+    skewed = torch.tensor([[0.7, 0.1, 0.1, 0.1]]).expand(6, 4)
+    one_sided = Routed(torch.tensor([[0, 1]] * 6), torch.ones(6, 2), skewed)
+    assert balance_loss(one_sided, [0, 6]) == pytest.approx(2 * 0.7 + 2 * 0.1)
+
+
+def test_routers_are_watched_only_inside():
+    moe = made(Routing(experts=4, chosen=2), 0)
+    with watched(moe) as seen:
+        moe(torch.randn(5, 12))
+    moe(torch.randn(5, 12))
+    assert [r.experts.shape for r in seen] == [(5, 2)]
+    balance_loss(seen[0], [0, 2, 5]).backward()
+    assert moe.router.weight.grad is not None

@@ -7,8 +7,10 @@ Two layouts of the same thing: `Experts` keeps one module an expert, as DeepSeek
 tensor for all, as Qwen3's do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +88,38 @@ class Router(nn.Module):
         if r.normalise:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return Routed(experts, weights * r.scale, scores)
+
+
+@contextmanager
+def watched(network: nn.Module) -> Iterator[list[Routed]]:
+    """Collects what every router of `network` decides inside, in the order of the layers, for `balance_loss`."""
+    seen: list[Routed] = []
+    hooks = [
+        module.register_forward_hook(lambda *call: seen.append(call[-1]))
+        for module in network.modules()
+        if isinstance(module, Router)
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def balance_loss(routed: Routed, starts: Sequence[int]) -> Float[Tensor, ""]:
+    """How unevenly the sequences of a pack use the experts of one layer (DeepSeek-V2, section 2.2.3, eq. 23 to 25).
+
+    Per sequence, the sum over experts of (share of the choices that fell on it, 1 if even) x (mean score); then the
+    mean over sequences. `starts` holds the B + 1 boundaries. Training adds it with a small weight.
+    """
+    losses = []
+    for a, b in pairwise(starts):
+        if a < b:
+            chosen, scores = routed.experts[a:b], routed.scores[a:b]
+            count = scores.shape[1]
+            share = torch.bincount(chosen.flatten(), minlength=count) * (count / chosen.numel())
+            losses.append((share * scores.mean(0)).sum())
+    return torch.stack(losses).mean()
 
 
 def dispatch(

@@ -1,13 +1,11 @@
-"""SigLIP's tower as DeepSeek-VL2 carries it: views of one size, and a pooling head that is never computed."""
+"""SigLIP's tower as DeepSeek-VL2 carries it: with a pooling head that is never computed."""
 
 from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from foveal.core.shapes import Float, Int64
 from foveal.nn.mlp import MLP
 from foveal.nn.norm import LayerNorm
 from foveal.vision.config import PlainConfig
@@ -23,7 +21,7 @@ class IdlePool(nn.Module):
     def __init__(self, config: PlainConfig) -> None:
         super().__init__()
         d = config.width
-        self.latent = nn.Parameter(torch.zeros(1, 1, d))
+        self.latent = nn.Parameter(torch.zeros(d))
         self.q = nn.Linear(d, d)
         self.kv = nn.Linear(d, 2 * d)
         self.out = nn.Linear(d, d)
@@ -33,18 +31,8 @@ class IdlePool(nn.Module):
 
 
 class TileTower(PlainTower):
-    """A plain tower for views of one size; its table of positions keeps the published leading axis [1, S, D]."""
+    """A plain tower, with the idle pooling head beside it."""
 
     def __init__(self, config: PlainConfig) -> None:
         super().__init__(config)
-        self.positions = nn.Parameter(self.positions.detach()[None])
         self.pool = IdlePool(config)
-
-    def _placed(self, x: Float[Tensor, "P D"], grids: Int64[np.ndarray, "N 3"]) -> Float[Tensor, "P D"]:
-        return (x.view(-1, *self.positions.shape[1:]) + self.positions).flatten(0, 1)
-
-
-def idle_pool_parameters(config: PlainConfig) -> int:
-    """Numbers that an `IdlePool` holds."""
-    d, f = config.width, config.mlp_width
-    return d + (d + 1) * 4 * d + 2 * d + (d + 1) * f + (f + 1) * d
