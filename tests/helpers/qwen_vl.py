@@ -65,7 +65,7 @@ def write(folder: Path, *, seed: int = 0, config: Any = None, generation: dict[s
         folder,
         family=FAMILY,
         config=config,
-        network=random_network(FAMILY, config, seed=seed, std=0.15),
+        network=random_network(FAMILY, config, seed=seed, std=0.1),
         processor=processor(config),
         generation=generation if generation is not None else recorded("generation_config.json"),
     )

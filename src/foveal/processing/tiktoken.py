@@ -47,16 +47,9 @@ def from_ranks(text: str, specials: Sequence[str], *, files: Mapping[str, str]) 
     exactly two parts; that pair is its merge. A token for which this does not hold is a `ConfigError`.
     """
     ranks = _ranks(text)
-    letters = {byte: letter for letter, byte in BYTE_LETTERS.items()}
-
-    def spelled(token: bytes) -> str:
-        return "".join(letters[b] for b in token)
-
-    merges = []
-    for token in sorted(ranks, key=ranks.__getitem__):
-        if len(token) > 1:
-            left, right = _parts(token, ranks)
-            merges.append([spelled(left), spelled(right)])
+    letters = {byte: letter for letter, byte in BYTE_LETTERS.items()}  # str.translate wants numbers of characters
+    spelled = {token: token.decode("latin-1").translate(letters) for token in ranks}
+    merges = [[spelled[left], spelled[right]] for left, right in _merges(ranks)]
     model = {
         "type": "BPE",
         "dropout": None,
@@ -66,7 +59,7 @@ def from_ranks(text: str, specials: Sequence[str], *, files: Mapping[str, str]) 
         "fuse_unk": False,
         "byte_fallback": False,
         "ignore_merges": False,
-        "vocab": {spelled(token): rank for token, rank in ranks.items()},
+        "vocab": {spelled[token]: rank for token, rank in ranks.items()},
         "merges": merges,
     }
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
@@ -99,29 +92,30 @@ def _ranks(text: str) -> dict[bytes, int]:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error):
             raise ConfigError(f"line {number} is {line[:40]!r}; expected a token in base64 and its rank.") from None
-    if set(ranks.values()) != set(range(len(ranks))):
+    if not ranks or set(ranks.values()) != set(range(len(ranks))):
         raise ConfigError(f"the ranks of its {len(ranks)} tokens are not 0 to {len(ranks) - 1}; is the file cut?")
     return ranks
 
 
-def _parts(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
-    """The two parts of a token of several bytes that lower ranks leave."""
-    rank = ranks[token]
-    cuts = [
-        at
-        for at in range(1, len(token))
-        if ranks.get(token[:at], rank) < rank and ranks.get(token[at:], rank) < rank
-    ]  # fmt: skip
-    if len(cuts) == 1:
-        return token[: cuts[0]], token[cuts[0] :]
-    parts = [token[i : i + 1] for i in range(len(token))] if cuts else []
-    while len(parts) > 2:
-        unions = [ranks.get(a + b, rank) for a, b in itertools.pairwise(parts)]
-        best = min(unions)
-        if best >= rank:
-            break
-        at = unions.index(best)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    if len(parts) != 2:
-        raise ConfigError(f"token {token!r} of rank {rank} is not made of two tokens of lower ranks.")
-    return parts[0], parts[1]
+def _merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The two parts of every token of several bytes that lower ranks leave, in the order of their ranks."""
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda pair: pair[1]):
+        if len(token) == 1:
+            continue
+        halves = ((token[:at], token[at:]) for at in range(1, len(token)))
+        found = [(a, b) for a, b in halves if ranks.get(a, rank) < rank and ranks.get(b, rank) < rank]
+        if len(found) > 1:  # which of them depends on the order in which the token's own bytes are joined
+            parts = [token[i : i + 1] for i in range(len(token))]
+            while len(parts) > 2:
+                unions = [ranks.get(a + b, rank) for a, b in itertools.pairwise(parts)]
+                best = min(unions)
+                if best >= rank:
+                    break
+                at = unions.index(best)
+                parts[at : at + 2] = [parts[at] + parts[at + 1]]
+            found = [(parts[0], parts[1])] if len(parts) == 2 else []
+        if not found:
+            raise ConfigError(f"token {token!r} of rank {rank} is not made of two tokens of lower ranks.")
+        merges.append(found[0])
+    return merges
