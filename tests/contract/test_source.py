@@ -25,6 +25,7 @@ OPENERS = {
     "processing/processor.py": "tokenizer and settings that are saved",
     "processing/published.py": "chat template of a checkpoint folder",
     "processing/tiktoken.py": "tokenizer of a checkpoint folder",
+    "processing/siglip_tokens.py": "vocabulary of a checkpoint folder",
     "processing/tokens.py": "tokenizer of a checkpoint folder",
     "weights/checkpoint.py": "headers of weight files",
     "weights/names.py": "name maps",

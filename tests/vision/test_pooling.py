@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from foveal.core.errors import InputError
-from foveal.vision.pooling import ProbePool, probe_pool_parameters
+from foveal.vision.config import probe_pool_parameters
+from foveal.vision.pooling import ProbePool
 
 WIDTH, HEADS, MLP = 24, 3, 40
 

@@ -102,12 +102,12 @@ def save_folder(
     published = family.to_published(config)
     published["torch_dtype"] = str(next(network.parameters()).dtype).removeprefix("torch.")
     published |= processor.published_ids()
-    files = {"config.json": to_json(published), **processor.files()}
+    files: dict[str, str | bytes] = {"config.json": to_json(published), **processor.files()}
     if generation:
         files["generation_config.json"] = to_json(generation)
     with replacing_folder(folder) as temporary:
         for name, content in files.items():
-            (temporary / name).write_text(content, encoding="utf-8")
+            (temporary / name).write_bytes(content.encode() if isinstance(content, str) else content)
         save(network, temporary, names, shard_bytes=shard_bytes)
 
 

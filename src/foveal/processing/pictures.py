@@ -38,7 +38,7 @@ class Captions(Protocol):
         """
         ...
 
-    def files(self) -> dict[str, str]:
+    def files(self) -> Mapping[str, str | bytes]:
         """The vocabulary as published files, name to content."""
         ...
 
@@ -85,7 +85,7 @@ class PictureProcessor:
         *,
         processing: PictureProcessing,
         captions: Captions | None = None,
-        files: Mapping[str, str] | None = None,
+        files: Mapping[str, str | bytes] | None = None,
     ) -> None:
         self.processing, self._captions, self._files = processing, captions, files
 
@@ -93,7 +93,7 @@ class PictureProcessor:
     def from_folder(cls, folder: Path, processing: PictureProcessing) -> "PictureProcessor":
         """Reads the processing files of a published folder. Raises `ConfigError` for what is missing or unknown."""
         captions = None if processing.captions is None else processing.captions(folder)
-        files = {name: _text(folder / name) for name in TEXT_FILES if (folder / name).is_file()}
+        files: dict[str, str | bytes] = {name: _text(folder / name) for name in TEXT_FILES if (folder / name).is_file()}
         if captions is not None:
             files |= captions.files()
         return cls(
@@ -116,13 +116,15 @@ class PictureProcessor:
         """Ids of special tokens that config.json would state: none."""
         return {}
 
-    def files(self) -> dict[str, str]:
+    def files(self) -> dict[str, str | bytes]:
         """The processing files in the published layout, name to content."""
         if self._files is not None:
             return dict(self._files)
         settings = self.processing.vision.files()
-        own = {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in settings.items()}
-        return own | ({} if self._captions is None else self._captions.files())
+        own: dict[str, str | bytes] = {
+            name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in settings.items()
+        }
+        return own if self._captions is None else {**own, **self._captions.files()}
 
     def pictures(self, images: Any, *, budget: MediaBudget | None = None, side_px: int | None = None) -> Pictures:
         """Opens pictures: one, or a list of files, data URLs, bytes, PIL pictures and arrays.

@@ -93,6 +93,34 @@ class WindowConfig(VisionConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StackConfig(VisionConfig):
+    """Sizes of a packed vision transformer that also gives features of inner blocks (Qwen3-VL).
+
+    Attributes:
+        side: positions along each side of the learned table.
+        inner: numbers of the blocks whose results are given, in this order.
+    """
+
+    patch: int = 16
+    side: int = 48
+    inner: tuple[int, ...] = (8, 16, 24)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.inner)) != len(self.inner) or any(not 0 <= n < self.depth for n in self.inner):
+            raise ConfigError(f"inner blocks {list(self.inner)} are not different blocks of {self.depth}.")
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that the tower learns: the patch map has a bias, and there is a table of positions."""
+        return super().parameters + self.width + self.side**2 * self.width
+
+    def work_bytes(self, patches: int, item_bytes: int) -> int:
+        """As in `VisionConfig`, with the inner features, which are held to the end."""
+        return super().work_bytes(patches, item_bytes) + patches * item_bytes * self.width * len(self.inner)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlainConfig:
     """Sizes of a vision transformer with learned positions (ViT, CLIP, SigLIP and the towers built on them).
 

@@ -3,14 +3,19 @@
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.core.errors import InputError
-from foveal.core.shapes import Float
+from foveal.core.shapes import Float, Int64
+from foveal.nn.keep import Keep
 from foveal.nn.mlp import MLP, Activation
 from foveal.nn.norm import LayerNorm
+from foveal.vision.config import PlainConfig
+from foveal.vision.plain import ACTIVATION, PlainTower
+from foveal.vision.vit import frame_starts
 
 
 class ProbePool(nn.Module):
@@ -56,7 +61,20 @@ class ProbePool(nn.Module):
         return pooled + self.mlp(self.norm(pooled))
 
 
-def probe_pool_parameters(width: int, mlp_width: int) -> int:
-    """Numbers that a `ProbePool` learns."""
-    d, f = width, mlp_width
-    return d + (d + 1) * 3 * d + (d + 1) * d + 2 * d + (d + 1) * f + (f + 1) * d
+class ProbeTower(nn.Module):
+    """A plain tower and the pooling of its features: pictures -> one vector each (SigLIP, section 3.1)."""
+
+    def __init__(self, config: PlainConfig) -> None:
+        super().__init__()
+        c = config
+        self.tower = PlainTower(c)
+        self.pool = ProbePool(c.width, c.heads, c.mlp_width, ACTIVATION[c.activation], c.eps)
+
+    def forward(
+        self, patches: Float[Tensor, "P C"], grids: Int64[np.ndarray, "N 3"], keep: Keep | None = None
+    ) -> Float[Tensor, "M D"]:
+        """Vectors, not normalised, of the M pictures that `grids` counts. Offers "vision" [P, D] to `keep`."""
+        features = self.tower(patches, grids, keep)
+        if keep:
+            keep.offer("vision", features)
+        return self.pool(features, frame_starts(grids, extra=self.tower.config.class_token))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from foveal.core.errors import HubError
 
-PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.tiktoken")
+PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.tiktoken", "spiece.model")
 """What is fetched: configuration, weights, templates and vocabularies; no pickles and no code."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")

@@ -28,6 +28,7 @@ SHARD_BYTES = 5 * 10**9
 
 _OURS = re.compile(
     r"model(-\d{5}-of-\d{5})?\.safetensors|qwen\.tiktoken|model\.safetensors\.index\.json|chat_template\.(json|jinja)|merges\.txt"
+    r"|spiece\.model"
     r"|(config|generation_config|preprocessor_config|video_preprocessor_config|processor_config|tokenizer"
     r"|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
 )
