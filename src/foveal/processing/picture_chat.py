@@ -60,11 +60,6 @@ class PictureChat:
     layout: Literal["chatml", "raw"] = "chatml"
     labels: Literal["answers", "published"] = "answers"
 
-    def __post_init__(self) -> None:
-        for name, known in (("layout", ("chatml", "raw")), ("labels", ("answers", "published"))):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; {neighbours(str(getattr(self, name)), known)}")
-
     @property
     def specials(self) -> tuple[str, ...]:
         """Special tokens that it needs in the vocabulary."""
@@ -176,10 +171,9 @@ def settle(processing: Processing, folder: Path) -> Processing:
     layout, window = settings.get("chat_format", "chatml"), settings.get("max_window_size", WINDOW)
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise ConfigError(f"{path}: max_window_size is {window!r}; expected a whole number of tokens above 0.")
-    try:
-        chat = replace(chat, layout=layout) if isinstance(chat, PictureChat) else chat
-    except ConfigError as error:
-        raise ConfigError(f"{path}: chat_format: {error}") from None
+    if layout not in ("chatml", "raw"):
+        raise ConfigError(f"{path}: chat_format is {layout!r}; {neighbours(str(layout), ('chatml', 'raw'))}")
+    chat = replace(chat, layout=layout) if isinstance(chat, PictureChat) else chat
     if layout == "raw":
         return replace(processing, chat=chat, shorten=None, stops=("<|endoftext|>",), stop_texts=("Human:",))
     return replace(processing, chat=chat, shorten=partial(shorten, window=window))
