@@ -29,6 +29,7 @@ OPENERS = {
     "processing/tokens.py": "tokenizer of a checkpoint folder",
     "weights/checkpoint.py": "headers of weight files",
     "weights/names.py": "name maps",
+    "weights/pickled.py": "tensors that are converted",
     "weights/read.py": "weights",
     "weights/write.py": "weights that are saved",
     "data/sprites.py": "names and pictures for training",
