@@ -292,14 +292,19 @@ def antialiased(values: Float32[np.ndarray, "H W 3"], side: int) -> Float32[np.n
     """Floating-point pixels at side x side: bilinear with antialias, as torchvision resizes tensors.
 
     Along each axis a result is the mean of its neighbours under a triangle that is as wide as the scale, at least
-    one pixel, to each side of the result's centre.
+    one pixel, to each side of the result's centre. Centres are rounded to float32 as there: at the far side of a large
+    picture that is a difference of 1e-4 pixels.
     """
 
     def weights(length: int) -> np.ndarray:
-        scale = length / side
-        centres = scale * (np.arange(side) + 0.5)
-        distance = np.abs(np.arange(length) + 0.5 - centres[:, None]) / max(scale, 1.0)
-        triangle = np.maximum(0.0, 1.0 - distance)
+        scale = np.float32(length) / np.float32(side)
+        reach = max(scale, np.float32(1))
+        centres = scale * (np.arange(side, dtype=np.float32) + np.float32(0.5))
+        first = np.maximum((centres - reach + np.float32(0.5)).astype(np.int64), 0)
+        offset = first.astype(np.float32) - centres
+        within = np.arange(length) - first[:, None]
+        distance = (within.astype(np.float32) + offset[:, None]).astype(np.float64) + 0.5
+        triangle = np.where(within < 0, 0.0, np.maximum(0.0, 1.0 - np.abs(distance / reach)))
         return triangle / triangle.sum(axis=1, keepdims=True)
 
     down, across = weights(values.shape[0]), weights(values.shape[1])

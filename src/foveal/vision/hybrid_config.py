@@ -67,11 +67,11 @@ class SamConfig(PlainConfig):
         map of patches in the weights' type.
         """
         one, held = self.side**2, min(self.side**2, MASK_TOKENS)
-        tokens = max(9 * self.width, 3 * self.width + 3 * self.mlp_width)
-        scores = 2 * self.heads * held * one
+        attention = 9 * one * self.width + 2 * self.heads * held * one
+        mlp = one * (3 * self.width + 3 * self.mlp_width)
         results = self.down[1] * self.out_side**2 * -(-patches // one)
-        entry = patches * self.patch_values if item_bytes != 4 else 0
-        return item_bytes * (one * tokens + scores + results + entry)
+        entry = one * self.patch_values if item_bytes != 4 else 0
+        return item_bytes * (max(attention, mlp, entry) + results)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,14 +125,16 @@ class TowersConfig:
 
     def work_bytes(self, patches: int, item_bytes: int) -> int:
         """Peak memory of the intermediate results of a forward pass without gradients, weights and input aside."""
+
+        def tower(part: PlainConfig, colours: Normalize | None, count: int) -> int:
+            normalized = 0 if colours is None else 4 * count * part.patch_values  # pixels stay float32
+            return max(2 * normalized, normalized + part.work_bytes(count, item_bytes))
+
         if self.high is None:
-            return self.low.work_bytes(patches, item_bytes)
-        pictures = -(-patches // self.high.side**2)
-        seen = pictures * self.low.side**2
-        return max(
-            self.high.work_bytes(patches, item_bytes),
-            item_bytes * seen * self.high.down[1] + self.low.work_bytes(seen, item_bytes),
-        )
+            return tower(self.low, self.low_colours, patches)
+        seen = -(-patches // self.high.side**2) * self.low.side**2
+        fine = item_bytes * seen * self.high.down[1]
+        return max(tower(self.high, self.high_colours, patches), fine + tower(self.low, self.low_colours, seen))
 
 
 def latent_pool(width: int, mlp_width: int) -> dict[str, tuple[int, ...]]:
