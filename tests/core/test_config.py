@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from foveal.core.config import from_mapping, read_json, read_text
+from foveal.core.config import from_mapping, read_json, text_of
 from foveal.core.errors import ConfigError
 from foveal.core.media import MediaBudget
 
@@ -62,12 +62,12 @@ def test_budget_bounds_are_above_zero():
         MediaBudget(frames=0)
 
 
-def test_read_text_names_the_file(tmp_path):
+def test_text_of_names_the_file(tmp_path):
     path = tmp_path / "merges.txt"
     with pytest.raises(ConfigError, match=r"merges\.txt cannot be read"):
-        read_text(path)
+        text_of(path)
     path.write_bytes(b"\xff")
     with pytest.raises(ConfigError, match=r"merges\.txt cannot be read"):
-        read_text(path)
+        text_of(path)
     path.write_text("a b\n")
-    assert read_text(path) == "a b\n"
+    assert text_of(path) == "a b\n"

@@ -69,7 +69,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
-def read_text(path: Path) -> str:
+def text_of(path: Path) -> str:
     """The text of a file of a checkpoint folder; `ConfigError` when it cannot be read or is no UTF-8."""
     try:
         return path.read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from typing import Any
 
 import tokenizers
 
-from foveal.core.config import read_json, read_text
+from foveal.core.config import read_json, text_of
 from foveal.core.errors import ConfigError, ContextError, InputError
 from foveal.processing.tokens import BYTE_LETTERS
 
@@ -82,14 +82,14 @@ class ClipCaptions:
     @classmethod
     def from_folder(cls, folder: Path, *, context: int) -> "ClipCaptions":
         """Reads `tokenizer.json`, or else `vocab.json` and `merges.txt`, of a published folder."""
-        files = {name: read_text(folder / name) for name in _PLAIN_FILES if (folder / name).is_file()}
+        files = {name: text_of(folder / name) for name in _PLAIN_FILES if (folder / name).is_file()}
         settings = read_json(folder / "tokenizer_config.json") if "tokenizer_config.json" in files else {}
         names = (_name(settings.get("bos_token"), BEGIN), _name(settings.get("eos_token"), END))
         if (folder / "tokenizer.json").is_file():
-            files["tokenizer.json"] = read_text(folder / "tokenizer.json")
+            files["tokenizer.json"] = text_of(folder / "tokenizer.json")
             where, rules = "tokenizer.json", read_json(folder / "tokenizer.json")
         elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            files |= {name: read_text(folder / name) for name in ("vocab.json", "merges.txt")}
+            files |= {name: text_of(folder / name) for name in ("vocab.json", "merges.txt")}
             where = "vocab.json"
             rules = clip_rules(read_json(folder / "vocab.json"), _merges(files["merges.txt"], folder / "merges.txt"))
         else:
