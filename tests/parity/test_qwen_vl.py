@@ -68,7 +68,7 @@ def messages_of(recorded_case):
 def test_ids_logits_and_generation(vlm, name):
     out, theirs, batch = recorded("outputs.npz"), case(name), batch_of(vlm, name)
     assert batch.tokens.tolist() == PicturePrompts(vlm.processor.tokenizer).ours(theirs["input_ids"])
-    # Worst seen: 5.8e-5. The recorded float32 itself differs from float64 by up to 6.1e-5.
+    # Worst seen: 5.7e-5. The recorded float32 itself differs from float64 by up to 6.1e-5.
     close(vlm.forward(batch).logits[out[f"{name}.positions"]], out[f"{name}.logits"], 2e-4)
     ids, rows = decode(vlm, batch, 16)
     assert ids == theirs["generated_ids"]
@@ -95,7 +95,7 @@ def test_hidden_states(vlm, name):
     kept = vlm.forward(batch_of(vlm, name), keep=("embeddings", "layers.0", "norm")).kept
     places = out[f"{name}.hidden_positions"]
     for number, mine in enumerate(("embeddings", "layers.0", "norm")):
-        close(kept[mine][places], out[f"{name}.hidden_{number}"], 2e-4)  # worst seen: 5.2e-5
+        close(kept[mine][places], out[f"{name}.hidden_{number}"], 2e-4)  # worst seen: 5.1e-5
 
 
 def test_alpha_is_that_of_the_prefill(vlm):
@@ -127,7 +127,7 @@ def test_a_batch_padded_within_the_trained_length(vlm):
     batches = [batch_of(vlm, row) for row in theirs["rows"]]
     pack = foveal.join(batches)
     logits = vlm.forward(pack).logits
-    close(logits[: pack.starts[1]], out["left_pad_batch.logits_row0"], 2e-4)  # worst seen: 5.1e-5
+    close(logits[: pack.starts[1]], out["left_pad_batch.logits_row0"], 2e-4)  # worst seen: 6.2e-5
     close(logits[pack.starts[1] :][out["left_pad_batch.row1_positions"]], out["left_pad_batch.logits_row1"], 2e-4)
     assert vlm.generate(pack, max_tokens=16, temperature=0, ignore_eos=True) == theirs["generated_ids"]
 
@@ -182,7 +182,7 @@ def changed(tmp_path):
 def test_settings_of_the_decoder(changed, variant):
     vlm = changed(VARIANTS[variant])
     logits = vlm.forward(batch_of(vlm, "two_images")).logits[-8:]
-    close(logits, recorded("outputs.npz")[f"variant.{variant}.last8_logits"], 2e-4)  # worst seen: 4.3e-5
+    close(logits, recorded("outputs.npz")[f"variant.{variant}.last8_logits"], 2e-4)  # worst seen: 5.7e-5
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -233,7 +233,7 @@ def test_every_norm_has_its_epsilon(changed):
     vlm = changed(tensors=small)
     batch = vlm.process(prompt="<img><imgpad></img>", media=[str(GOLDEN / "images/wide.png")])
     visual = vlm.forward(batch, keep=("adapter",)).kept["adapter"][::4]
-    close(visual, recorded("vision.npz")["eps_probe.wide.visual_every4"], 2e-4)  # worst seen: 9.6e-5
+    close(visual, recorded("vision.npz")["eps_probe.wide.visual_every4"], 2e-4)  # worst seen: 1.2e-6
 
 
 def taught(vlm, number):
@@ -328,7 +328,7 @@ def test_gradients(vlm, network, rows):
         gradient = ours[name].grad
         if norm is None:
             assert gradient is None, name
-        else:  # worst seen: 3e-6 relative
+        else:  # worst seen: 2.0e-5 relative
             found = 0.0 if gradient is None else gradient.norm().item()
             assert found == pytest.approx(norm, rel=1e-4, abs=1e-7), name
 
@@ -353,4 +353,5 @@ def test_four_steps_of_the_release(vlm, network):
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    assert losses == pytest.approx(theirs["losses"], abs=1e-4)
+    # Worst seen: 7.3e-5, in the third step: Adam makes as much of a small gradient as of a large one.
+    assert losses == pytest.approx(theirs["losses"], abs=2e-4)

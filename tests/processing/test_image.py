@@ -1,6 +1,7 @@
 """Every way of storing pixels ends as upright 8-bit RGB; ordinary ones exactly as in transformers."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -77,6 +78,33 @@ def test_transparent_becomes_white():
     clear = Image.new("RGBA", (3, 2), (0, 0, 0, 0))
     for picture in (clear, clear.convert("LA"), clear.convert("RGBa"), clear.convert("LA").convert("La")):
         assert np.asarray(upright_rgb(picture)).min() == 255
+
+
+@pytest.mark.parametrize("kind", ORDINARY)
+def test_transparency_can_be_dropped(kind):
+    """As Pillow's own conversion does, which some published processors call."""
+    found = upright_rgb(ORDINARY[kind](), alpha="drop")
+    with warnings.catch_warnings(action="ignore"):  # Pillow's, about palettes with alpha
+        assert np.array_equal(found, ORDINARY[kind]().convert("RGB"))
+
+
+def test_colours_under_transparency_stay_when_it_is_dropped():
+    colours = np.full((2, 3, 4), (10, 20, 30, 0), np.uint8)
+    clear = Image.fromarray(colours, "RGBA")
+    for source in (clear, stored(clear, "PNG"), colours):
+        assert np.asarray(open_image(source, budget=BUDGET, alpha="drop"))[0, 0].tolist() == [10, 20, 30]
+    grey = clear.convert("LA")
+    # The stored colours of premultiplied modes are lost where nothing is opaque; half of it comes back nearly.
+    half = Image.fromarray(np.full((2, 3, 4), (100, 200, 60, 128), np.uint8), "RGBA")
+    for picture in (half.convert("RGBa"), half.convert("LA").convert("La")):
+        found = np.asarray(upright_rgb(picture, alpha="drop"))[0, 0].astype(int)
+        wanted = (100, 200, 60) if picture.mode == "RGBa" else (half.convert("L").getpixel((0, 0)),) * 3
+        assert abs(found - wanted).max() <= 2
+    assert np.asarray(upright_rgb(grey, alpha="drop")).max() < 255
+    keyed = Image.fromarray(np.array([[5, 500]], np.uint16))
+    keyed.info["transparency"] = 5
+    assert np.asarray(upright_rgb(keyed, alpha="drop"))[0, :, 0].tolist() == [0, 2]
+    assert np.asarray(upright_rgb(keyed))[0, 0, 0] == 255
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "I;16B"])

@@ -73,11 +73,13 @@ def fitting_map(family: Family, tensors: Iterable[str]) -> NameMap:
 
 
 def random_network(family: Family, config: Any, *, seed: int, std: float = 0.02) -> nn.Module:
-    """A network with normal random weights of deviation `std`, zero biases and unit norms."""
+    """A network with normal random weights of deviation `std`, zero biases and unit norms; fixed tables stay."""
     network = family.build(config)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
         with torch.no_grad():
+            if not parameter.requires_grad:
+                continue
             if parameter.ndim > 1:
                 parameter.normal_(0.0, std, generator=generator)
             elif name.endswith("bias"):

@@ -66,7 +66,9 @@ def _rgb(picture: Image.Image, name: str, alpha: Alpha) -> Image.Image:
         return _deep_grey(picture, name, alpha)
     try:
         if alpha == "drop":
-            return (picture.convert(mode.upper()) if mode in ("RGBa", "La") else picture).convert("RGB")
+            # Pillow wants palettes with alpha to go by RGBA; the colours are the same.
+            between = {"RGBa": "RGBA", "La": "LA", "P": "RGBA", "PA": "RGBA"}.get(mode, mode)
+            return picture.convert(between).convert("RGB")
         if mode in ("PA", "RGBa", "La") or "A" in picture.getbands() or "transparency" in picture.info:
             picture = picture.convert("LA").convert("RGBA") if mode == "La" else picture.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", picture.size, _WHITE), picture).convert("RGB")
