@@ -440,6 +440,7 @@ def build(config: Config) -> "VLM":
 
 
 def processing(config: Config) -> Processing:
+    """Padded squares at one size or two, words without boxes, in the way of the configuration's layout."""
     vision, original = config.vision, config.layout == "original"
     low, high = vision.low, vision.high
     # Where a tower normalises by itself, the processor does not; a checkpoint's own files have the last word.

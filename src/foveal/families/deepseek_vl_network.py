@@ -14,6 +14,7 @@ class TwoSizes(VLM):
     """`Packed.patches` are those of the large pictures, `Packed.extra["low"]` those of the small ones."""
 
     def see(self, batch: Packed, keep: Keep | None = None) -> Float[Tensor, "M D"]:
+        """Visual tokens of all media, in the order of the batch."""
         patches = torch.from_numpy(batch.patches).to(self.device)
         low = torch.from_numpy(batch.extra[LOW]).to(self.device) if LOW in batch.extra else None
         features = self.vision(patches, batch.grids, keep, low)
