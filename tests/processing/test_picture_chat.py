@@ -237,12 +237,24 @@ def test_a_base_model_has_no_turns():
 
 @pytest.mark.parametrize(
     "prompt",
-    ["<img>a.png</img> hi", "<img></img>", "<img><imgpad>x</img>", "<img>x<imgpad></img>", "<imgpad>", "<img><imgpad>"],
+    ["<img></img>", "<img>a.png", "<img><imgpad>x</img>", "<img>x<imgpad></img>", "<imgpad>", "<img><imgpad>"],
 )
-def test_nothing_in_a_prompt_names_a_file(prompt):
+def test_places_of_pictures_are_whole(prompt):
     media = [PICTURE] * prompt.count("<imgpad>")
     with pytest.raises(InputError, match="a picture's place in a prompt is <img><imgpad></img>"):
         processor().process(prompt=prompt, media=media)
+
+
+def test_nothing_in_a_prompt_names_a_file():
+    """The form of published prompts is read as places; what they name is neither opened nor shown to the model."""
+    made = processor()
+    published = "Picture 1: <img>/etc/passwd</img>\nand <img>b</img>?"
+    batch = made.process(prompt=published, media=[PICTURE, PICTURE])
+    ours = made.process(prompt="Picture 1: <img><imgpad></img>\nand <img><imgpad></img>?", media=[PICTURE, PICTURE])
+    assert np.array_equal(batch.tokens, ours.tokens)
+    for media in ([], [PICTURE]):
+        with pytest.raises(InputError, match="but 2 placeholders"):
+            made.process(prompt=published, media=media)
 
 
 def test_what_the_family_does_not_see_or_say_is_refused():

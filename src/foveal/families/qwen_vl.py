@@ -12,7 +12,7 @@ from foveal.families.published import Reader
 from foveal.language.config import DecoderConfig
 from foveal.processing.grounding import TaggedBoxes
 from foveal.processing.patches import CLIP_COLOURS
-from foveal.processing.picture_chat import SPECIALS, PictureChat, check_pictures, settle, shorten
+from foveal.processing.picture_chat import SPECIALS, PictureChat, check_pictures, named_pictures, settle, shorten
 from foveal.processing.positions import PlaceInPrompt
 from foveal.processing.processor import Processing
 from foveal.processing.square import Square
@@ -225,6 +225,7 @@ def processing(config: Config) -> Processing:
         positions=PlaceInPrompt(),
         tokenizer=partial(_tokenizer, image_start=config.image_start),
         arrange=check_pictures,
+        places=named_pictures,
         shorten=shorten,
         settle=settle,
         stops=("<|im_end|>", "<|im_start|>"),

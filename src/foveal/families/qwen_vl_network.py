@@ -133,6 +133,7 @@ class QwenVL(VLM):
     """Tower, resampler and decoder; later tokens keep the length of their prompt."""
 
     def see(self, batch: Packed, keep: Keep | None = None) -> Float[Tensor, "M D"]:
+        """See `VLM.see`; the resampler looks at the pictures' grids, too."""
         features = self.vision(torch.from_numpy(batch.patches).to(self.device), batch.grids, keep)
         tokens = self.adapter(features, batch.grids, keep)
         if keep:

@@ -179,21 +179,33 @@ def settle(processing: Processing, folder: Path) -> Processing:
     return replace(processing, chat=chat, shorten=partial(shorten, window=window))
 
 
+def named_pictures(segments: list[Segment]) -> list[Segment]:
+    """A raw prompt in which `<img>name</img>`, as published prompts have it, is the place of one picture.
+
+    The name says nothing: pictures come from `media=`, in order.
+    """
+    made = list(segments)
+    for number in range(len(segments) - 2):
+        start, name, end = segments[number : number + 3]
+        if isinstance(name, TextSegment) and _named(start, "<img>") and _named(end, "</img>"):
+            made[number + 1] = SpecialSegment(name=PAD)
+    return made
+
+
+def _named(segment: Segment, name: str) -> bool:
+    return isinstance(segment, SpecialSegment) and segment.name == name
+
+
 def check_pictures(segments: list[Segment], media: Sequence[Medium]) -> list[Segment]:  # noqa: ARG001
     """Every `<img>` of a prompt has a picture behind it, and every picture its tags: no text there names a file."""
-
-    def named(number: int, name: str) -> bool:
-        segment = segments[number] if 0 <= number < len(segments) else None
-        return isinstance(segment, SpecialSegment) and segment.name == name
-
-    for number, segment in enumerate(segments):
+    edge = Segment()
+    for before, segment, after in zip([edge, *segments], segments, [*segments[1:], edge], strict=False):
         inside = isinstance(segment, MediumSegment)
-        whole = inside and named(number - 1, "<img>") and named(number + 1, "</img>")
-        follows = number + 1 < len(segments) and isinstance(segments[number + 1], MediumSegment)
-        if (inside and not whole) or (named(number, "<img>") and not follows):
+        whole = inside and _named(before, "<img>") and _named(after, "</img>")
+        if (inside and not whole) or (_named(segment, "<img>") and not isinstance(after, MediumSegment)):
             raise InputError(
                 "a picture's place in a prompt is <img><imgpad></img>, with the picture in media=; found <img> or "
-                "<imgpad> without the others. (Paths in prompts are not read.)"
+                "<imgpad> without the others."
             )
     return segments
 

@@ -48,6 +48,8 @@ class Processing:
     tokenizer: Callable[[Path], Tokenizer] = read_tokenizer
     arrange: Callable[[list[Segment], Sequence[Medium]], list[Segment]] | None = None
     """Rewrites a rendered conversation once its media are known, where their place holds more than pads."""
+    places: Callable[[list[Segment]], list[Segment]] | None = None
+    """Rewrites a raw prompt before its media take the places of pads, where prompts have another form of place."""
     shorten: Callable[[list[Segment], Sequence[Medium], Tokenizer], list[Segment]] | None = None
     """Leaves out the beginning of a conversation that is to be answered, where a family has a window over it."""
     settle: "Callable[[Processing, Path], Processing] | None" = None
@@ -226,7 +228,10 @@ class Processor:
     def _prompt(self, prompt: str, media: Sequence[Any], budget: MediaBudget, knobs: Knobs) -> Packed:
         if not isinstance(prompt, str) or not prompt:
             raise InputError(f"the prompt is {prompt!r}; expected a text of at least one character.")
-        placed, parts = place_media(self.tokenizer.split(prompt), media, self.processing.chat.pads)
+        segments = self.tokenizer.split(prompt)
+        if self.processing.places is not None:
+            segments = self.processing.places(segments)
+        placed, parts = place_media(segments, media, self.processing.chat.pads)
         return self._pack(placed, self._open(parts, budget, knobs))
 
     def _open(self, parts: Sequence[ImagePart | VideoPart], budget: MediaBudget, knobs: Knobs) -> list[Opened]:
