@@ -181,16 +181,32 @@ class ExpertDecoderConfig:
     def work_bytes(self, tokens: int, item_bytes: int) -> int:
         """Peak memory of the intermediate results of a prefill without gradients, weights and cache aside.
 
-        The widest place is a dense layer's MLP, the end of attention (queries, expanded keys and values and their
-        rotated copies, the result), or what comes back from the experts, which is weighed in float32.
+        The widest place is a dense layer's MLP, attention, or the experts. Beside each stand the embeddings, the
+        layer's input, what attention made of it and its norm, and the cosines and sines of all tokens.
         """
-        base = 4 * self.width
-        dense = base + 3 * self.mlp_width
-        wide = self.heads * self.head_dim
-        value = self.heads * (self.head_dim if self.latent is None else self.latent.value)
-        attention = base + 4 * wide + 3 * value
-        widest = max(dense, attention) * item_bytes
-        if self.mixture is not None:
-            chosen = self.mixture.routing.chosen
-            widest = max(widest, base * item_bytes + chosen * self.width * (item_bytes + 8))
-        return tokens * (widest + 2 * self.head_dim * item_bytes)
+        d = self.width
+        turns = 2 * (self.head_dim if self.latent is None else self.latent.rotary)
+        dense = [i for i in range(self.depth) if not self.mixed(i)]
+        widest: list[float] = [self._attention_work]
+        if dense:
+            # The input of the first layer is the embeddings.
+            widest.append((3 if dense == [0] else 4) * d + 3 * self.mlp_width)
+        if len(dense) < self.depth and self.mixture is not None:
+            widest.append(4 * d + self._expert_work(self.mixture, item_bytes))
+        return int(tokens * item_bytes * (max(widest) + turns))
+
+    @property
+    def _attention_work(self) -> int:
+        """Numbers a token: queries, keys, values, their rotated copies, and the result of every head."""
+        d, sizes = self.width, self.latent
+        if sizes is None:
+            return 4 * d + 3 * self.heads * self.head_dim + 2 * self.kv_heads * self.head_dim
+        head = 4 * sizes.plain + 4 * sizes.rotary + 2 * sizes.value
+        return 3 * d + self.heads * head + 2 * (sizes.latent + sizes.rotary)
+
+    def _expert_work(self, mixture: Mixture, item_bytes: int) -> float:
+        """Numbers a token: K copies before and after the experts, or the results weighed in float32; then who chose."""
+        d, k = self.width, mixture.routing.chosen
+        weighed = k * d + (0 if item_bytes == 4 else (k + 1) * d * 4 / item_bytes)
+        inside = max(2 * k * d + 3 * mixture.width, weighed, d + 3 * mixture.shared * mixture.width)
+        return inside + (28 * k + 4 * mixture.routing.experts) / item_bytes

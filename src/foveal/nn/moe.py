@@ -143,12 +143,17 @@ def dispatch(
     order = experts.flatten().argsort(stable=True)
     sizes = torch.bincount(experts.flatten(), minlength=count).tolist()
     rows = x[order // chosen]
-    idle = torch.is_grad_enabled()
-    parts = [compute(number, own) for number, own in enumerate(torch.split(rows, sizes)) if len(own) or idle]
-    said = torch.cat(parts) if parts else rows
+    parts, start = [], 0
+    for number, size in enumerate(sizes):
+        if size or torch.is_grad_enabled():
+            parts.append(compute(number, rows[start : start + size]))
+            start += size
+    del rows  # K rows a token, as wide as the token; so are the two that follow
+    said = torch.cat(parts) if parts else x[:0]
+    del parts
     back = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
     said = said[back].view(tokens, chosen, x.shape[-1])
-    return (said.float() * weights[:, :, None]).sum(1).to(x.dtype)
+    return torch.bmm(weights[:, None], said.float())[:, 0].to(x.dtype)
 
 
 class Experts(nn.ModuleList):

@@ -28,6 +28,7 @@ class ColonChat:
         end: the token after an answer.
         user, assistant: the tokens that name a speaker.
         image: the token in the place of each visual token.
+        markers: tokens around each image, for planning: none.
         learn_prompt: training learns to say the questions too, but never visual tokens (`mask_prompt: false` of the
             releases' processor_config.json).
     """
@@ -37,6 +38,7 @@ class ColonChat:
     user: str = "<|User|>"
     assistant: str = "<|Assistant|>"
     image: str = "<image>"
+    markers: int = 0
     learn_prompt: bool = False
 
     @property
