@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from foveal.families.describe import Described, describe
 from foveal.processing.pictures import PictureProcessor
 from foveal.processing.processor import Processor
 from foveal.weights.names import NameMap
-from foveal.weights.read import fill, open_checkpoint
+from foveal.weights.read import fill, open_checkpoint, shapes_fit
 from foveal.weights.write import replacing_folder, save
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ def load(folder: Path, *, dtype: str | torch.dtype | None = None, device: str | 
     with torch.device("meta"):
         network = described.family.build(described.config)
     checkpoint = open_checkpoint(folder)
-    fill(network, checkpoint, fitting_map(described.family, checkpoint.tensors), dtype=kind, device=place)
+    names = fitting_map(described.family, checkpoint.tensors, lambda names: shapes_fit(network, checkpoint, names))
+    fill(network, checkpoint, names, dtype=kind, device=place)
     return Loaded(**vars(described), network=network.eval().requires_grad_(False))
 
 
@@ -61,15 +62,20 @@ def name_map(family: Family, layout: str | None = None) -> NameMap:
     return NameMap.parse(family.map_text(layout), where=family.map_file(layout))
 
 
-def fitting_map(family: Family, tensors: Iterable[str]) -> NameMap:
-    """The first of the family's maps that knows all of these published names; the official one if none does."""
+def fitting_map(family: Family, tensors: Iterable[str], fits: Callable[[NameMap], bool] | None = None) -> NameMap:
+    """The first of the family's maps that knows all of these published names, and that `fits`.
+
+    If none fits, the first that knows the names; if none knows them, the official one.
+    """
     published = list(tensors)
     official = name_map(family)
+    known = []
     for layout in family.layouts():
         names = official if layout is None else name_map(family, layout)
         if all(names.place(name) or names.skips(name) for name in published):
-            return names
-    return official
+            known.append(names)
+    fitting = known if fits is None or len(known) < 2 else [*filter(fits, known), *known]
+    return fitting[0] if fitting else official
 
 
 def random_network(family: Family, config: Any, *, seed: int, std: float = 0.02) -> nn.Module:

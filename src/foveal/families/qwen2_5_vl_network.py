@@ -22,6 +22,7 @@ class WindowedVLM(VLM):
         super().__init__(vision, adapter, language)
 
     def see(self, batch: Packed, keep: Keep | None = None) -> Float[Tensor, "M D"]:
+        """Visual tokens of all media in reading order."""
         patches = torch.from_numpy(batch.patches).to(self.device)
         features = self.vision(patches, batch.grids, keep)
         order, _ = self.vision.order(batch.grids)

@@ -29,10 +29,17 @@ class Attention(nn.Module):
         self.v = nn.Linear(c.width, c.kv_heads * c.head_dim, bias=c.qkv_bias)
         self.out = nn.Linear(c.heads * c.head_dim, c.width, bias=False)
 
+    def project(
+        self, x: Float[Tensor, "T D"]
+    ) -> tuple[Float[Tensor, "T H K"], Float[Tensor, "T G K"], Float[Tensor, "T G K"]]:
+        """Queries, keys and values of every head, before rotation."""
+        q, k, v = (part(x).view(len(x), -1, self.head_dim) for part in (self.q, self.k, self.v))
+        return q, k, v
+
     def forward(
         self, x: Float[Tensor, "T D"], rotation: Rotation, starts: Sequence[int], cache: Cache | None
     ) -> Float[Tensor, "T D"]:
-        q, k, v = (part(x).view(len(x), -1, self.head_dim) for part in (self.q, self.k, self.v))
+        q, k, v = self.project(x)
         q, k = rotation(q), rotation(k)
         if cache is None:
             return self.out(attend_packed(q, k, v, starts, causal=True).flatten(1))
@@ -41,6 +48,22 @@ class Attention(nn.Module):
             if a < b:
                 parts.append(attend_cached(q[a:b], *cache.write(self.layer, sequence, k[a:b], v[a:b])))
         return self.out(torch.cat(parts).flatten(1))
+
+
+class NormedAttention(Attention):
+    """Attention whose queries and keys are normalised head by head before they turn (Qwen3)."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.q_norm = RMSNorm(config.head_dim, config.eps)
+        self.k_norm = RMSNorm(config.head_dim, config.eps)
+
+    def project(
+        self, x: Float[Tensor, "T D"]
+    ) -> tuple[Float[Tensor, "T H K"], Float[Tensor, "T G K"], Float[Tensor, "T G K"]]:
+        """Queries, keys and values of every head, before rotation."""
+        q, k, v = super().project(x)
+        return self.q_norm(q), self.k_norm(k), v
 
 
 Part = Callable[[Any, int], nn.Module]
@@ -111,15 +134,16 @@ class Decoder(nn.Module):
         """Embeddings of sequences end to end -> final hidden states, normalised.
 
         With a cache, the tokens continue its sequences: `starts` has one entry more than the cache has
-        sequences, and a sequence may get no token at all. `deep[i]` is added to the result of layer i.
+        sequences, and a sequence may get no token at all. `deep[i]` is added to the result of layer i
+        (which is kept as it was before).
         """
         rotation = self.rotary(self.config, positions).to(x.dtype)
         for index, layer in enumerate(self.layers):
             x = layer(x, rotation, starts, cache)
-            if index < len(deep):
-                x = x + deep[index]
             if keep:
                 keep.offer(f"layers.{index}", x)
+            if index < len(deep):
+                x = x + deep[index]
         if cache is not None:
             cache.advance([b - a for a, b in itertools.pairwise(starts)])
         x = self.norm(x)

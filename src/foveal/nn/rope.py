@@ -45,12 +45,26 @@ def text_rotation(positions: Int[Tensor, "A T"], *, head_dim: int, theta: float,
 
     `section` sums to head_dim / 2, one entry a position axis; with one axis this is plain RoPE.
     """
-    turns = frequencies(head_dim, theta, positions.device)
     axis = torch.repeat_interleave(
         torch.arange(len(section), device=positions.device), torch.tensor(section, device=positions.device)
     )
-    angles = positions.to(torch.float32)[axis].T * turns
-    return _rotation(angles)
+    return _axis_rotation(positions, axis, head_dim, theta)
+
+
+def interleaved_rotation(
+    positions: Int[Tensor, "A T"], *, head_dim: int, theta: float, section: Sequence[int]
+) -> Rotation:
+    """M-RoPE whose axes take turns (Qwen3-VL): of every three frequencies the second is the height's and the third
+    the width's as long as their sections last; all others are the time's, so that each axis has slow and fast ones."""
+    axis = torch.zeros(head_dim // 2, dtype=torch.int64, device=positions.device)
+    for number in range(1, len(section)):
+        axis[number : len(section) * section[number] : len(section)] = number
+    return _axis_rotation(positions, axis, head_dim, theta)
+
+
+def _axis_rotation(positions: Int[Tensor, "A T"], axis: Int[Tensor, "F"], head_dim: int, theta: float) -> Rotation:
+    """Frequency i turns with the axis `axis[i]`."""
+    return _rotation(positions.to(torch.float32)[axis].T * frequencies(head_dim, theta, positions.device))
 
 
 def grid_rotation(rows: Int[Tensor, "P"], cols: Int[Tensor, "P"], *, head_dim: int, theta: float) -> Rotation:

@@ -99,6 +99,7 @@ class JsonReader:
                     at += 1
 
     def finish(self) -> Grounded:
+        """What was read; an object that has not ended gives its box all the same, flagged "unclosed"."""
         if self._state == self._object:
             self._recover("".join(self._held[self._opening :]), "unclosed", "".join(self._held[: self._opening]))
         elif self._state == self._start:

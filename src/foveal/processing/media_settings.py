@@ -45,7 +45,8 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "cap_pixels_per_frame": (True, False, None),
     "num_frames": (None,),
 }
-"""Settings that are supported with one value only. The cap on pixels of a video is always on, as published."""
+"""Settings that are supported with one value only. The cap on pixels of each frame of a video is always on, as
+published, but for families whose limits hold for the whole video: there the file says whether it is."""
 _HARMLESS = {
     "image_processor_type", "video_processor_type", "feature_extractor_type", "processor_class", "auto_map",
     "return_tensors", "device", "disable_grouping", "default_to_square", "do_sample_frames", "return_metadata",
@@ -53,7 +54,7 @@ _HARMLESS = {
 }  # fmt: skip
 VIDEO_SHARE = 0.9
 """Of the context that `max_video_tokens` states, a video may take this part (qwen-vl-utils)."""
-_MAKERS = ("Qwen2VL", "Qwen2_5_VL", "Qwen2_5VL")
+_MAKERS = ("Qwen2VL", "Qwen2_5_VL", "Qwen2_5VL", "Qwen3VL")
 
 
 def read_media_settings(folder: Path, resize: PatchGrid, video: Frames) -> tuple[PatchGrid, Normalize, Frames]:
@@ -101,6 +102,7 @@ def read_video_settings(
 ) -> Frames:
     """Limits of video frames from a `video_preprocessor_config.json`.
 
+    `size` bounds one frame, or the whole video for families that bound that (`Frames.volume_px`).
     Limits that equal those of images say nothing, unless `cap_pixels_per_frame` is on: for a checkpoint without
     this file transformers fills it from the settings of images. The family's hold then, as in the published
     pipeline. Patches and colours must be those of images: the model has one tower for both.
@@ -118,6 +120,16 @@ def read_video_settings(
         low = high = None
     fps, tokens = values.get("fps"), _whole(values, "max_video_tokens", where)
     try:
+        if family.volume_px is not None:
+            return replace(
+                family,
+                fps=family.fps if fps is None else float(fps),
+                min_frames=_whole(values, "min_frames", where) or family.min_frames,
+                max_frames=_whole(values, "max_frames", where) or family.max_frames,
+                frame_max_px=tokens * grid.factor**2 if tokens else family.frame_max_px,
+                volume_px=(low or family.volume_px[0], high or family.volume_px[1]),
+                capped=bool(values.get("cap_pixels_per_frame")),
+            )
         return replace(
             family,
             fps=family.fps if fps is None else float(fps),
@@ -149,7 +161,7 @@ def _check_keys(values: Mapping[str, Any], read: set[str], where: str) -> None:
             raise ConfigError(f"{where}: {key}={value!r} is not supported; expected {allowed[0]!r}.")
     maker = values.get("image_processor_type") or values.get("video_processor_type")
     if maker is not None and not str(maker).startswith(_MAKERS):
-        raise ConfigError(f"{where} is of {maker!r}; expected the processor of a Qwen2-VL or Qwen2.5-VL checkpoint.")
+        raise ConfigError(f"{where} is of {maker!r}; expected the processor of a Qwen-VL checkpoint (2 to 3).")
 
 
 def _areas(values: Mapping[str, Any], where: str) -> tuple[int | None, int | None]:

@@ -38,8 +38,11 @@ class NativeSize:
     def pixel_range(self, *, images: bool, videos: bool) -> tuple[int, int] | None:
         """From the highest floor to the highest ceiling of such media, in pixels."""
         grid, video = self.resize, self.video
-        lows = [grid.min_px] * images + [video.frame_min_px] * videos
-        highs = [grid.max_px] * images + [video.frame_max_px] * videos
+        least, most = video.frame_min_px, video.frame_max_px
+        if video.volume_px is not None:  # of one frame, where only a patch's frames share the whole
+            least, most = 1, most if video.capped else video.volume_px[1] // grid.temporal
+        lows = [grid.min_px] * images + [least] * videos
+        highs = [grid.max_px] * images + [most] * videos
         return max([grid.factor**2, *lows]), max([grid.factor**2, *highs])
 
     def read(self, folder: Path) -> "NativeSize":
@@ -63,13 +66,15 @@ class NativeSize:
             **shared,
             "image_processor_type": self.makers[0],
         }
+        area = video.volume_px or (video.frame_min_px, video.frame_max_px)
+        tokens = video.total_px / VIDEO_SHARE if video.volume_px is None else video.frame_max_px
         moving = {
-            "size": {"shortest_edge": video.frame_min_px, "longest_edge": video.frame_max_px},
+            "size": {"shortest_edge": area[0], "longest_edge": area[1]},
             "fps": video.fps,
             "min_frames": video.min_frames,
             "max_frames": video.max_frames,
-            "cap_pixels_per_frame": True,
-            "max_video_tokens": round(video.total_px / (grid.factor**2 * VIDEO_SHARE)),
+            "cap_pixels_per_frame": video.volume_px is None or video.capped,
+            "max_video_tokens": round(tokens / grid.factor**2),
             **shared,
             "video_processor_type": self.makers[1],
         }

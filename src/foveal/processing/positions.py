@@ -124,6 +124,7 @@ class TimedMRope(MRope):
     temporal: int = 2
 
     def times(self, block: Block) -> Int64[np.ndarray, "N"]:
+        """Time number of each temporal step, from 0; for an image its index."""
         if not block.fps:
             return super().times(block)
         # Published in float32, rounded down.

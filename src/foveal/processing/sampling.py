@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foveal.core.errors import ConfigError, InputError
-from foveal.processing.resize import PatchGrid
+from foveal.processing.resize import MAX_RATIO, PatchGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,9 @@ class Frames:
         frame_min_px, frame_max_px: area that one processed frame should lie in.
         total_px: area of all frames together, where frames that share a patch count once.
         multiple: the number of frames is a multiple of this; the frames of a patch.
+        volume_px: least and largest area of all frames together, every frame counted (Qwen3-VL); this replaces
+            `frame_min_px` and `total_px`, and frames are chosen as transformers chooses them for such models.
+        capped: with `volume_px`, no frame takes more than `frame_max_px`.
     """
 
     fps: int | float = 2.0
@@ -35,12 +38,18 @@ class Frames:
     frame_max_px: int = 768 * 28 * 28
     total_px: int = int(128000 * 28 * 28 * 0.9)
     multiple: int = 2
+    volume_px: tuple[int, int] | None = None
+    capped: bool = False
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not (value > 0 and math.isfinite(value)):
+            if name not in ("volume_px", "capped") and not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"Frames.{name} is {value!r}; it must be above 0.")
-        for low, high in (("min_frames", "max_frames"), ("frame_min_px", "frame_max_px"), ("multiple", "max_frames")):
+        if self.volume_px is not None and not 1 <= self.volume_px[0] <= self.volume_px[1]:
+            raise ConfigError(f"Frames.volume_px is {self.volume_px}; expected a least and a larger largest area.")
+        pairs = [("min_frames", "max_frames"), ("multiple", "max_frames")]
+        pairs += [("frame_min_px", "frame_max_px")] * (self.volume_px is None)
+        for low, high in pairs:
             if getattr(self, low) > getattr(self, high):
                 raise ConfigError(f"Frames.{low}={getattr(self, low)} is above {high}={getattr(self, high)}.")
 
@@ -81,6 +90,9 @@ def choose_frames(
         count = math.floor(min(max(wish, low), high, total) / frames.multiple) * frames.multiple
     if total < frames.multiple:  # fewer than a patch has
         return tuple([*range(first, last + 1)] + [last] * (frames.multiple - total)), float(native_fps)
+    if frames.volume_px is not None:
+        chosen = np.rint(np.linspace(first, last, count)).astype(np.int64).tolist()
+        return tuple(chosen), count / total * native_fps
     return _spread(first, last, count), count / total * native_fps
 
 
@@ -138,6 +150,8 @@ def frame_size(
     All frames together share `total_px`; one frame takes at most `frames.frame_max_px`, and at most
     `max_px` where given, which can only lower the limit. Raises `InputError` where the frames cannot fit.
     """
+    if frames.volume_px is not None:
+        return _volume_size(count, width, height, grid, frames, min_px, max_px, total_px)
     low = frames.frame_min_px if min_px is None else min_px
     total = frames.total_px if total_px is None else total_px
     share = total / count * frames.multiple
@@ -148,6 +162,51 @@ def frame_size(
         )
     high = max(min(frames.frame_max_px, share), int(low * 1.05))
     return grid.size(width, height, min_px=low, max_px=high if max_px is None else min(max_px, high))
+
+
+def _volume_size(
+    count: int,
+    width: int,
+    height: int,
+    grid: PatchGrid,
+    frames: Frames,
+    min_px: int | None,
+    max_px: int | None,
+    total_px: int | None,
+) -> tuple[int, int]:
+    """The size at which `count` frames keep within `frames.volume_px`, as the processor of Qwen3-VL computes it.
+
+    `min_px` and `max_px` hold for each frame and `total_px` for all, as in `frame_size`.
+    """
+    least, most = frames.volume_px or (1, 1)
+    count, factor = max(count, grid.temporal), grid.factor
+    low = least if min_px is None else min_px * count
+    high = most if total_px is None else total_px * grid.temporal
+    if frames.capped:
+        high = max(min(frames.frame_max_px, high // count), int(low * 1.05)) * count
+    if max_px is not None:
+        high = min(high, max_px * count)
+    if low > high:
+        raise InputError(
+            f"{count} frames: at least {low:,} px and at most {high:,} px in all; take fewer frames, lower min_pixels, "
+            "or raise max_pixels or total_pixels."
+        )
+    if width < 1 or height < 1:
+        raise InputError(f"the video is {width} x {height} px; both sides must be at least 1 px.")
+    if min(width, height) < factor:  # smaller than a token: enlarged first
+        scale = max(factor / height, factor / width)
+        width, height = int(width * scale), int(height * scale)
+    if max(width, height) / min(width, height) > MAX_RATIO:
+        raise InputError(f"the video has a side ratio above {MAX_RATIO}; crop it.")
+    sides = [round(side / factor) * factor for side in (width, height)]
+    volume = round(count / grid.temporal) * grid.temporal * sides[0] * sides[1]
+    if volume > high:
+        shrink = math.sqrt(count * height * width / high)
+        sides = [max(factor, math.floor(side / shrink / factor) * factor) for side in (width, height)]
+    elif volume < low:
+        grow = math.sqrt(low / (count * height * width))
+        sides = [math.ceil(side * grow / factor) * factor for side in (width, height)]
+    return sides[0], sides[1]
 
 
 def _spread(first: int, last: int, count: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.core.shapes import Float, Int64
@@ -21,15 +22,16 @@ from foveal.vision.config import VisionConfig
 class PatchEmbed(nn.Module):
     """One linear map of a patch's pixels; the weight keeps the published convolution's shape [D, C, t, p, p]."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, *, bias: bool = False) -> None:
         super().__init__()
         c = config
         self.weight = nn.Parameter(torch.empty(c.width, c.channels, c.temporal, c.patch, c.patch))
+        self.bias = nn.Parameter(torch.zeros(c.width)) if bias else None
         nn.init.normal_(self.weight, std=c.patch_values**-0.5)
 
     def forward(self, patches: Float[Tensor, "P C"]) -> Float[Tensor, "P D"]:
         weight = self.weight.flatten(1)
-        return patches.to(weight.dtype) @ weight.T
+        return F.linear(patches.to(weight.dtype), weight, self.bias)
 
 
 class VisionAttention(nn.Module):

@@ -12,8 +12,8 @@
 `{i}` stands for a layer number. `{a,b}` is short for one rule per choice; the n-th choice on the left
 goes with the n-th on the right. `+` joins the rows (first dimension) of several published tensors of one
 shape, in order; ours is cut into equal shares again when it is written. `^T` after a published name says that
-the matrix is stored transposed, `^1` (`^11`) that the tensor is stored with one (two) more dimensions of size 1
-in front. `read PREFIX as PREFIX` names a second spelling that some library
+the matrix, or each of a stack of matrices, is stored transposed, `^1` (`^11`) that the tensor is stored with
+one (two) more dimensions of size 1 in front. `read PREFIX as PREFIX` names a second spelling that some library
 releases write: it is read as the official one and never written. `tied COPY to ORIGINAL` says that a model
 may leave out the copy and use the original's value. `skip NAME` is a tensor of some releases that holds
 nothing to learn, such as a row of position numbers: it is neither read nor written. The way from our names back to

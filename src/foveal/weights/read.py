@@ -106,7 +106,7 @@ def share(target: Tensor, place: Place) -> Tensor:
         rows = target.shape[0] // place.shares
         target = target[place.share * rows : (place.share + 1) * rows]
     if place.transposed:
-        target = target.t()
+        target = target.mT
     return target.view((1,) * place.ones + target.shape) if place.ones else target
 
 
@@ -114,9 +114,19 @@ def unfit(target: Tensor, place: Place) -> str | None:
     """Why our tensor cannot be cut or transposed as `place` says; None when it can."""
     if place.shares > 1 and (target.ndim == 0 or target.shape[0] % place.shares):
         return f"{place.ours} has shape {list(target.shape)}, which has no {place.shares} equal shares of rows"
-    if place.transposed and target.ndim != 2:
-        return f"{place.ours} has shape {list(target.shape)}, but only a matrix can be transposed"
+    if place.transposed and target.ndim < 2:
+        return f"{place.ours} has shape {list(target.shape)}, but only a matrix can be transposed (or a stack of them)"
     return None
+
+
+def shapes_fit(module: nn.Module, checkpoint: Checkpoint, names: NameMap) -> bool:
+    """Whether every stored tensor that has a place in `module` by its name has the shape of that place."""
+    targets = module.state_dict(keep_vars=True)
+    places = ((info, names.place(published)) for published, info in checkpoint.tensors.items())
+    return not any(
+        place and place.ours in targets and any(_mismatch(_Piece(info, place), targets[place.ours]))
+        for info, place in places
+    )
 
 
 def _match(
