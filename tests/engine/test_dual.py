@@ -95,6 +95,8 @@ def test_what_is_refused(model: foveal.Dual):
         model.embed_text([])
     with pytest.raises(InputError, match="there is no picture"):
         model.embed_images([])
+    with pytest.raises(InputError, match=r"no result named 'text\.nrom'; did you mean 'text\.norm'"):
+        model.forward(model.process_text("a cat"), keep=["text.nrom"])
     with pytest.raises(InputError, match="batch is 0"):
         model.embed_images(picture, batch=0)
     with pytest.raises(ContextError, match="truncate=True"):

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import foveal
-from foveal.nn.keep import Keep
 from foveal.processing.clip_tokens import ClipCaptions
 from tests.helpers import clip
 from tests.helpers.pictures import odd_pictures
@@ -52,11 +51,8 @@ def test_every_hidden_state_of_the_image_tower_is_the_same(pair: Any):
     with torch.no_grad():
         theirs = oracle.vision_model(pixels, output_hidden_states=True)
         features = vectors(oracle.get_image_features(pixel_values=pixels))
-    ours = model.processor.pictures(pictures)
     names = ["vision.embeddings", *(f"vision.blocks.{i}" for i in range(3))]
-    keep = Keep((*names, "image"))
-    embedded = model.network.embed_images(torch.from_numpy(ours.patches), ours.grids, keep)
-    kept = keep.finish()
+    embedded, kept = model.forward(model.process_images(pictures), keep=(*names, "image"))
     for name, state in zip(names, theirs.hidden_states, strict=True):
         torch.testing.assert_close(kept[name], state.flatten(0, 1), rtol=0, atol=1e-4)
     torch.testing.assert_close(kept["image"], features, rtol=0, atol=1e-4)
@@ -70,11 +66,9 @@ def test_every_hidden_state_of_the_text_tower_is_the_same(pair: Any):
     with torch.no_grad():
         theirs = oracle.text_model(**batch, output_hidden_states=True)
         features = vectors(oracle.get_text_features(**batch))
-    ours = model.processor.texts(TEXTS, truncate=True)
+    ours = model.process_text(TEXTS, truncate=True)
     names = ["text.embeddings", *(f"text.layers.{i}" for i in range(3))]
-    keep = Keep((*names, "text.norm", "text"))
-    embedded = model.network.embed_text(ours.tokens, ours.starts, keep)
-    kept = keep.finish()
+    embedded, kept = model.forward(ours, keep=(*names, "text.norm", "text"))
     real = batch["attention_mask"].bool()
     assert ours.tokens.tolist() == batch["input_ids"][real].tolist()
     for name, state in zip(names, theirs.hidden_states, strict=True):
@@ -255,12 +249,10 @@ def test_the_residual_network_equals_a_plain_reference(tmp_path: Path, layers: l
     pictures = odd_pictures(1)
     pixels = clip.image_processor(side_px)(pictures, return_tensors="pt")["pixel_values"]
     vectors, stages = residual_reference(tensors, pixels, heads=width)
-    ours = model.processor.pictures(pictures)
+    ours = model.process_images(pictures)
     assert torch.equal(torch.from_numpy(ours.patches).view_as(pixels), pixels)
     names = [f"vision.stages.{i}" for i in range(4)]
-    keep = Keep((*names, "image"))
-    model.network.embed_images(torch.from_numpy(ours.patches), ours.grids, keep)
-    kept = keep.finish()
+    _, kept = model.forward(ours, keep=(*names, "image"))
     for name, stage in zip(names, stages, strict=True):
         torch.testing.assert_close(kept[name], stage, rtol=0, atol=1e-5 * stage.abs().max().item())
     torch.testing.assert_close(kept["image"], vectors, rtol=0, atol=1e-5 * vectors.abs().max().item())

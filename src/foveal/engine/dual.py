@@ -1,6 +1,6 @@
 """What `foveal.load` returns for CLIP and SigLIP: pictures and texts as vectors that can be compared."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from foveal.core.media import MediaBudget
 from foveal.core.shapes import Float
 from foveal.families.dual import DualEncoder
 from foveal.families.load import Loaded, save_folder
-from foveal.processing.pictures import PictureProcessor
+from foveal.nn.keep import Keep
+from foveal.processing.pictures import PictureProcessor, Pictures, Texts
 
 Progress = Callable[[int, int], None]
 """Is told how many of how many are done."""
@@ -61,6 +62,31 @@ class Dual:
         """Ids that no text can become."""
         return self.processor.special_ids
 
+    def process_images(self, images: Any) -> Pictures:
+        """One picture or a list of them as patches; see `PictureProcessor.pictures`."""
+        return self.processor.pictures(images, budget=self.budget)
+
+    def process_text(self, texts: str | Sequence[str], *, truncate: bool = False) -> Texts:
+        """One text or a list of them as token ids; see `PictureProcessor.texts`."""
+        return self.processor.texts(texts, truncate=truncate)
+
+    def forward(
+        self, batch: Pictures | Texts, *, keep: Iterable[str] = ()
+    ) -> tuple[Float[Tensor, "N E"], dict[str, Tensor]]:
+        """Vectors of length 1 of pictures or of texts, and the intermediate results named in `keep`.
+
+        Pictures offer "vision.embeddings" and "vision.blocks.N" (a residual network "vision.stem" and
+        "vision.stages.N") and "image", texts "text.embeddings", "text.layers.N", "text.norm" and "text".
+        """
+        wanted = Keep(keep)
+        with torch.inference_mode():
+            if isinstance(batch, Texts):
+                vectors = self.network.embed_text(batch.tokens, batch.starts, wanted)
+            else:
+                patches = torch.from_numpy(batch.patches).to(self.network.device)
+                vectors = self.network.embed_images(patches, batch.grids, wanted)
+        return vectors, wanted.finish()
+
     def embed_images(self, images: Any, *, batch: int = 32, progress: Progress | None = None) -> Float[Tensor, "N E"]:
         """Vectors of length 1 of one picture or several (files, data URLs, bytes, PIL pictures, arrays), in float32.
 
@@ -74,10 +100,7 @@ class Dual:
         sources = self.processor.sources(images)
         parts = []
         for first, some in _batches(sources, min(_above_0(batch), self.budget.media)):
-            pictures = self.processor.pictures(some, budget=self.budget)
-            with torch.inference_mode():
-                patches = torch.from_numpy(pictures.patches).to(self.network.device)
-                parts.append(self.network.embed_images(patches, pictures.grids))
+            parts.append(self.forward(self.process_images(some))[0])
             if progress is not None:
                 progress(first + len(some), len(sources))
         return torch.cat(parts)
@@ -95,9 +118,7 @@ class Dual:
             raise InputError("there is no text; pass at least one.")
         parts = []
         for _, some in _batches(several, _above_0(batch)):
-            packed = self.processor.texts(some, truncate=truncate)
-            with torch.inference_mode():
-                parts.append(self.network.embed_text(packed.tokens, packed.starts))
+            parts.append(self.forward(self.process_text(some, truncate=truncate))[0])
         return torch.cat(parts)
 
     def similarity(self, images: Any, texts: Any) -> Float[Tensor, "N B"]:
