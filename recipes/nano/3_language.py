@@ -87,7 +87,7 @@ STAGES = {
             trainable=(("vlm.vision.*", 1.5e-4), ("vlm.adapter.*", 2e-4), ("vlm.language.*", 3.5e-4), ("*", 2e-4)),
         ),
         replace(
-            SCENES, kinds=(0.28, 0.42, 0.3), objects=(2, 4), turn_deg=18, stretch=1.25, tint=0.18, warp=0.03,
+            SCENES, kinds=(0.34, 0.38, 0.28), objects=(2, 4), turn_deg=18, stretch=1.25, tint=0.18, warp=0.03,
             erase=0.04, wild=0.15,
         ),
         ("tower", "align", "joint", "sharp"),

@@ -1,5 +1,6 @@
 """Nano's network and processing, and conversations about scenes as packed batches."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -127,8 +128,11 @@ def _kinds() -> tuple[np.ndarray, np.ndarray]:
     return digit, sign
 
 
-def token_weights(tokens: np.ndarray) -> np.ndarray:
-    """Weight of every token of a pack in the loss.
+def token_weights(tokens: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+    """Weight of every token of a pack in the loss; `starts` are the boundaries of its conversations.
+
+    A word that nobody has said yet in a conversation counts three times: a name that stands in an earlier answer can
+    be copied, one that does not has to be seen.
 
     A box takes about 20 tokens and a name two: without weights, numbers rule. The first two digits of a number say
     where a box lies; the third is less than a model of this size can see, and the signs between say nothing.
@@ -138,6 +142,11 @@ def token_weights(tokens: np.ndarray) -> np.ndarray:
     for i in np.flatnonzero(digit[tokens]):
         place[i] = place[i - 1] + 1 if i and digit[tokens[i - 1]] else 0
     weights = np.ones(len(tokens), np.float32)
+    first = np.zeros(len(tokens), bool)
+    for start, stop in itertools.pairwise(starts):
+        first[start + np.unique(tokens[start:stop], return_index=True)[1]] = True
+    weights[first] = 3.0
+    weights[digit[tokens]] = 1.0
     weights[sign[tokens]] = 0.1
     weights[digit[tokens] & (place > 1)] = 0.1
     return weights
@@ -150,7 +159,7 @@ def answer_loss(vlm: VLM, pack: Packed) -> tuple[torch.Tensor, torch.Tensor, dic
     wanted = torch.from_numpy(pack.tokens[places + 1])
     scores = out.logits.float()
     each = F.cross_entropy(scores, wanted, reduction="none")
-    weight = torch.from_numpy(token_weights(pack.tokens)[places + 1])
+    weight = torch.from_numpy(token_weights(pack.tokens, pack.starts.tolist())[places + 1])
     value = (each * weight).sum() / weight.sum()
     right = (scores.argmax(-1) == wanted).float().mean().item()
     return value, out.kept["adapter"], {"answer_loss": value.item(), "answer_tokens": right}
