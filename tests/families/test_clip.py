@@ -184,3 +184,22 @@ def test_a_half_written_checkpoint_is_refused_by_names(tmp_path: Path):
 def test_there_is_nothing_to_plan(tmp_path: Path):
     with pytest.raises(InputError, match="answers no questions"):
         Planner(clip.write(clip.oracle(), tmp_path))
+
+
+def test_pictures_of_another_size_than_the_tower_s_are_refused(tmp_path: Path):
+    folder = clip.write(clip.oracle(), tmp_path)
+    clip.image_processor(64).save_pretrained(folder)
+    with pytest.raises(ConfigError, match=r"pictures of 64 px, but config\.json describes a tower for 32 px"):
+        load(folder)
+
+
+def test_a_folder_as_transformers_5_saves_its_processor(tmp_path: Path):
+    """Settings of pictures lie in processor_config.json then."""
+    from transformers import CLIPProcessor
+
+    folder = tmp_path / "five"
+    clip.oracle().save_pretrained(folder)
+    processor = CLIPProcessor(image_processor=clip.image_processor(32), tokenizer=clip.tokenizer())
+    processor.save_pretrained(folder)
+    assert not (folder / "preprocessor_config.json").exists()
+    assert load(folder).processor.processing.vision.side_px == 32

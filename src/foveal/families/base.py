@@ -29,6 +29,9 @@ class Family:
         sizes: configurations of the released models by name, and "tiny" for tests.
         context: configuration -> tokens that fit into the model's context.
         layout: configuration -> the layout in which its weights are saved; None for the official one.
+        portable: configuration and processor of a model -> the same in a layout that other libraries open, for
+            `convert`; tensors that it has no place for are left out. None where every layout that is saved is one.
+        guess: layout and shapes of all tensors -> configuration, for files that carry none; None where that cannot be.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Family:
     sizes: Mapping[str, Any]
     context: Callable[[Any], int]
     layout: Callable[[Any], str | None] = lambda _: None
+    guess: Callable[[str | None, Mapping[str, tuple[int, ...]]], Any] | None = None
+    portable: Callable[[Any, Any], tuple[Any, Any]] | None = None
 
     def map_file(self, layout: str | None = None) -> str:
         """Name of the file with a name map: NAME.map for the official layout, NAME.LAYOUT.map for another one."""

@@ -5,6 +5,7 @@ Image towers are vision transformers or residual networks. Configurations are re
 network, which transformers does not have, are written in open_clip's.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,6 +215,48 @@ def _from_open_clip(model: Reader) -> Config:
     return Config(vision=vision, text=said, side_px=side_px)
 
 
+def guess(layout: str | None, shapes: Mapping[str, tuple[int, ...]]) -> Config:
+    """The configuration of one of OpenAI's archives: heads of 64, quick GELU, as all of them have.
+
+    Raises `ConfigError` for weights of others, which have the same names and may have another activation.
+    """
+    if layout not in ("original", "resnet") or "input_resolution" not in shapes:
+        raise ConfigError(
+            "the weights do not say which activation their model has (they are not OpenAI's own archive); put its "
+            "config.json or open_clip_config.json beside them."
+        )
+    width, embed = shapes["ln_final.weight"][0], shapes["text_projection"][1]
+    text = TextConfig(
+        vocab=shapes["token_embedding.weight"][0],
+        width=width,
+        depth=sum(n.startswith("transformer.") and n.endswith("ln_1.weight") for n in shapes),
+        heads=width // 64,
+        mlp_width=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
+        context=shapes["positional_embedding"][0],
+        embed=embed,
+        causal=True,
+        activation="quick_gelu",
+        pool="highest",
+    )
+    if layout == "resnet":
+        first = shapes["visual.layer1.0.conv1.weight"][0]
+        stages = [
+            sum(n.startswith(f"visual.layer{k}.") and n.endswith(".conv1.weight") for n in shapes) for k in range(1, 5)
+        ]
+        side_px = 32 * math.isqrt(shapes["visual.attnpool.positional_embedding"][0])
+        return _resnet(text, first, (stages[0], stages[1], stages[2], stages[3]), side_px)
+    seen, _, _, patch = shapes["visual.conv1.weight"]
+    return _vit(
+        text,
+        seen,
+        sum(n.startswith("visual.transformer.") and n.endswith("ln_1.weight") for n in shapes),
+        seen // 64,
+        patch,
+        side_px=patch * math.isqrt(shapes["visual.positional_embedding"][0]),
+        mlp_width=shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
+    )
+
+
 def to_published(config: Config) -> dict[str, Any]:
     """config.json in transformers' form, or for residual networks, in open_clip's."""
     vision, text = config.vision, config.text
@@ -297,21 +340,26 @@ def build(config: Config) -> "DualEncoder":
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholeSquare(PublishedSquare):
-    """Squares that stand as one patch, for towers that begin with convolutions."""
+class OneSize(PublishedSquare):
+    """Squares of the size for which the towers were trained; the folder must not state another."""
 
-    def read(self, folder: Path) -> "WholeSquare":
-        """See `Vision.read`; the patch grows with the square."""
+    def read(self, folder: Path) -> "OneSize":
+        """See `Vision.read`."""
         found = super().read(folder)
-        return WholeSquare(**{**vars(found), "patch": found.side_px})
+        if found.side_px != self.side_px:
+            raise ConfigError(
+                f"{folder}: the processor's settings make pictures of {found.side_px} px, but config.json describes a "
+                f"tower for {self.side_px} px; take both from one model."
+            )
+        return OneSize(**vars(found))
 
 
 def processing(config: Config) -> PictureProcessing:
     """The shorter side to the square's, then its middle; captions in CLIP's own vocabulary."""
-    square = WholeSquare if isinstance(config.vision, ResNetConfig) else PublishedSquare
     return PictureProcessing(
-        vision=square(
+        vision=OneSize(
             side_px=config.side_px,
+            # A residual network takes the whole picture as one patch.
             patch=config.side_px if isinstance(config.vision, ResNetConfig) else config.vision.patch,
             normalize=CLIP_COLOURS,
             fit="crop",
@@ -381,6 +429,7 @@ FAMILY = Family(
     parameters=parameters,
     context=lambda config: config.text.context,
     layout=lambda config: "resnet" if isinstance(config.vision, ResNetConfig) else None,
+    guess=guess,
     sizes={
         "base-patch32": _vit(_text_size(512, 8, 512), 768, 12, 12, 32),
         "base-patch16": _vit(_text_size(512, 8, 512), 768, 12, 12, 16),

@@ -1,5 +1,6 @@
 """SigLIP (Zhai et al. 2023) and SigLIP 2 at fixed sizes (Tschannen et al. 2025): two towers, a sigmoid a pair."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,54 @@ def _activation(part: Reader) -> str:
     return ACTIVATIONS[name]
 
 
+def guess(layout: str | None, shapes: Mapping[str, tuple[int, ...]]) -> Config:
+    """The configuration of an `.npz` file of the authors. Pictures are as large as their patches: where pixels are left
+    over (384 px in patches of 14), a config.json has to say so. Raises `ConfigError` for another layout."""
+    if layout != "big_vision":
+        raise ConfigError("the weights say too little of their model; put its config.json beside them.")
+    patch, _, channels, width = shapes["img.embedding.kernel"]
+    side = math.isqrt(shapes["img.pos_embedding"][1])
+    _, context, said = shapes["txt.pos_embedding"]
+
+    def sizes(tower: str) -> tuple[int, int, int]:
+        """Depth, heads and MLP width."""
+        first = f"{tower}.encoderblock_0."
+        return (
+            sum(n.startswith(f"{tower}.encoderblock_") and n.endswith(".LayerNorm_0.bias") for n in shapes),
+            shapes[first + "MultiHeadDotProductAttention_0.query.bias"][0],
+            shapes[first + "MlpBlock_0.Dense_0.bias"][0],
+        )
+
+    seen_sizes, said_sizes = sizes("img.Transformer"), sizes("txt.Encoder_0")
+
+    return Config(
+        vision=PlainConfig(
+            width=width,
+            depth=seen_sizes[0],
+            heads=seen_sizes[1],
+            mlp_width=seen_sizes[2],
+            patch=patch,
+            side=side,
+            channels=channels,
+            activation="gelu_tanh",
+        ),
+        text=TextConfig(
+            vocab=shapes["txt.Embed_0.embedding"][0],
+            width=said,
+            depth=said_sizes[0],
+            heads=said_sizes[1],
+            mlp_width=said_sizes[2],
+            context=context,
+            embed=shapes["txt.head.bias"][0],
+            causal=False,
+            activation="gelu_tanh",
+            eps=1e-6,
+            head_bias=True,
+        ),
+        side_px=side * patch,
+    )
+
+
 def to_published(config: Config) -> dict[str, Any]:
     """config.json with every size stated."""
     vision, text = config.vision, config.text
@@ -142,15 +191,13 @@ def to_published(config: Config) -> dict[str, Any]:
 
 def build(config: Config) -> "DualEncoder":
     """The network; torch comes in here, so that reading a configuration does without."""
-    from math import log
-
     from foveal.families.dual import DualEncoder
     from foveal.language.text_encoder import TextEncoder
     from foveal.vision.pooling import ProbeTower
 
     # Temperature 10 and offset -10 at first (section 3.2).
     return DualEncoder(
-        ProbeTower(config.vision), TextEncoder(config.text), bias=True, scalar_shape=(1,), first_scale=log(10.0)
+        ProbeTower(config.vision), TextEncoder(config.text), bias=True, scalar_shape=(1,), first_scale=math.log(10.0)
     )
 
 
@@ -232,6 +279,7 @@ FAMILY = Family(
     processing=processing,
     parameters=parameters,
     context=lambda config: config.text.context,
+    guess=guess,
     sizes={
         "base-patch16-224": _size(BASE, 16, 224),
         "base-patch16-256": _size(BASE, 16, 256),

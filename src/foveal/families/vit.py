@@ -1,5 +1,6 @@
 """ViT (Dosovitskiy et al. 2021): image classification by a transformer over patches."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
 }
 """Published names of activations, and ours. The first that means one of ours is the one that is written."""
+
+POSITIONS = "Transformer.posembed_input.pos_embedding"
+"""The position table in the authors' files."""
 
 CLASSIFIER, BARE = "ViTForImageClassification", "ViTModel"
 
@@ -108,6 +112,39 @@ def _labels(top: Reader) -> tuple[str, ...]:
     return tuple(by_number[number] for number in sorted(by_number))
 
 
+def guess(layout: str | None, shapes: Mapping[str, tuple[int, ...]]) -> Config:
+    """The configuration of an `.npz` file of the authors, with exact GELU and eps 1e-12 as in the published conversion.
+
+    Classes get numbers for names. Raises `ConfigError` for a model that has no published form.
+    """
+    if layout != "big_vision":
+        raise ConfigError("the weights say too little of their model; put its config.json beside them.")
+    for name, why in (("cls", "pools without a class token"), (POSITIONS, "has no learned positions")):
+        if name not in shapes:
+            raise ConfigError(f"the model {why} (no {name}), which no published layout of ViT has.")
+    patch, _, channels, width = shapes["embedding.kernel"]
+    side = math.isqrt(shapes[POSITIONS][1])
+    bare = "pre_logits.kernel" in shapes
+    if not bare and "head.bias" not in shapes:
+        raise ConfigError("the model has neither a head nor pre_logits; a published ViT has one of them.")
+    first = "Transformer.encoderblock_0."
+    return Config(
+        vision=PlainConfig(
+            width=width,
+            depth=sum(name.endswith(".LayerNorm_0.bias") for name in shapes),
+            heads=shapes[first + "MultiHeadDotProductAttention_0.query.bias"][0],
+            mlp_width=shapes[first + "MlpBlock_0.Dense_0.bias"][0],
+            patch=patch,
+            side=side,
+            channels=channels,
+            eps=1e-12,
+            class_token=True,
+        ),
+        image_px=side * patch,
+        labels=() if bare else tuple(f"LABEL_{number}" for number in range(shapes["head.bias"][0])),
+    )
+
+
 def to_published(config: Config) -> dict[str, Any]:
     """config.json as the released checkpoints have it."""
     vision = config.vision
@@ -191,6 +228,7 @@ FAMILY = Family(
     parameters=parameters,
     context=lambda _: 0,
     layout=lambda config: None if config.labels else "bare",
+    guess=guess,
     # Table 1 of the paper. Names of classes stand in a checkpoint's config.json; these sizes only count them.
     sizes={
         "base-patch16-224": _size(768, 12, 12, 16, 224, 1000),

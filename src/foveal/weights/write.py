@@ -154,7 +154,7 @@ def replacing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(folder).absolute()
     temporary = None
     try:
-        _refuse_foreign(target)
+        refuse_foreign(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
         yield temporary
@@ -171,7 +171,8 @@ def replacing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _refuse_foreign(target: Path) -> None:
+def refuse_foreign(target: Path) -> None:
+    """Raises `WeightsError` if `target` exists and is no folder that a checkpoint may replace."""
     if not target.exists() and not target.is_symlink():
         return
     if target.is_symlink() or not target.is_dir():
