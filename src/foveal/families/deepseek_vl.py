@@ -4,8 +4,9 @@ Two layouts are read and written: DeepSeek's own (model_type `multi_modality`) a
 `deepseek_vl_hybrid`). A model keeps the layout it was read in.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -13,13 +14,14 @@ from foveal.core.errors import ConfigError, neighbours
 from foveal.families.base import Family
 from foveal.families.published import Reader
 from foveal.language.config import DecoderConfig
+from foveal.processing.converted import tokenizer_files
 from foveal.processing.no_boxes import NoBoxes
 from foveal.processing.padded import PaddedSquare, Sight
 from foveal.processing.patches import CLIP_COLOURS, HALF, Normalize
 from foveal.processing.positions import Plain
-from foveal.processing.processor import Processing
+from foveal.processing.processor import Processing, Processor
 from foveal.processing.published import read_tokenizer
-from foveal.processing.user_assistant import IMAGE, UserAssistant, arranged
+from foveal.processing.user_assistant import BEGIN, END, IMAGE, UserAssistant, arranged
 from foveal.vision.config import PlainConfig
 from foveal.vision.hybrid_config import SamConfig, TowersConfig, latent_pool, probe_pool
 
@@ -484,6 +486,48 @@ def layout(config: Config) -> str | None:
     return None if config.vision.high is None else "hybrid"
 
 
+def portable(config: Config, processor: Processor) -> tuple[Config, Processor]:
+    """The same model in transformers' layout, in which its processor normalises and nothing is kept without use."""
+    if config.layout == "transformers":
+        return config, processor
+    seen = processor.processing.vision
+    if not isinstance(seen, PaddedSquare):
+        raise ConfigError(f"the processor sees {type(seen).__name__}; DeepSeek-VL's sees padded squares.")
+    high = config.vision.high_colours if config.vision.high is not None else config.vision.low_colours
+    first = _normalizing(seen.first, high)
+    small = (
+        None if seen.small is None else _normalizing(replace(seen.small, normalize=False), config.vision.low_colours)
+    )
+    vision = replace(config.vision, low_colours=None, high_colours=None, unused=())
+    moved = replace(config, vision=vision, layout="transformers")
+    declared = processing(moved)
+    declared = replace(declared, vision=replace(seen, first=first, small=small, original=False))
+    files = tokenizer_files(
+        processor.tokenizer,
+        begin=BEGIN,
+        end=END,
+        image=IMAGE,
+        template=declared.chat.template() or "",
+        context_tokens=processor.context_tokens,
+    )
+    files |= {name: json.dumps(value, indent=2) + "\n" for name, value in declared.vision.files().items()}
+    return moved, Processor(
+        tokenizer=processor.tokenizer, processing=declared, context_tokens=processor.context_tokens, files=files
+    )
+
+
+def _normalizing(sight: Sight, colours: Normalize | None) -> Sight:
+    """A size that is normalised once, with the colours of its tower or of the processor."""
+    if sight.normalize == (colours is not None):
+        often = "twice" if colours else "never"
+        raise ConfigError(
+            f"the pixels of {sight.side_px} px pictures are normalised {often}; transformers does it once."
+        )
+    if colours is not None and colours != sight.colours and sight.padding != replace(sight, colours=colours).padding:
+        raise ConfigError("padding and normalisation use different colours; transformers' processor knows one pair.")
+    return replace(sight, colours=colours or sight.colours, normalize=True)
+
+
 def _size(
     low: PlainConfig, high: SamConfig | None, language: DecoderConfig, *, low_colours: Normalize | None = HALF
 ) -> Config:
@@ -533,6 +577,7 @@ FAMILY = Family(
     parameters=parameters,
     context=lambda config: config.language.context,
     layout=layout,
+    portable=portable,
     sizes={
         "1.3b": _size(SIGLIP_L, None, _text(2048, 24, 16, 5632)),
         "7b": _size(SIGLIP_L, SAM_B, _text(4096, 30, 32, 11008)),
