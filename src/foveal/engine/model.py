@@ -84,8 +84,7 @@ class Model:
         self.processor: Processor = loaded.processor
         self.family, self.config = loaded.family, loaded.config
         self.generation, self.budget = loaded.generation, budget
-        published, stops = Sampling.from_published(loaded.generation), self.processor.processing.stop_texts
-        self.sampling = replace(published, stop=stops)
+        self.sampling = Sampling.from_published(loaded.generation, stop=self.processor.processing.stop_texts)
         self.answer_tokens = answer_tokens(loaded.generation, DEFAULT_TOKENS)
         self.stop_ids = stop_ids(loaded.generation, self.processor.end_of_turn) | self.processor.stop_ids
 

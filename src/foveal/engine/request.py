@@ -72,9 +72,9 @@ class Sampling:
             raise InputError(str(error)) from None
 
     @classmethod
-    def from_published(cls, published: Mapping[str, Any]) -> "Sampling":
-        """The defaults that generation_config.json states. `do_sample: false` means greedy."""
-        found = {}
+    def from_published(cls, published: Mapping[str, Any], *, stop: tuple[str, ...] = ()) -> "Sampling":
+        """The defaults that generation_config.json states. `do_sample: false` means greedy; `stop` is the family's."""
+        found: dict[str, Any] = {}
         for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
             if published.get(name) is not None:
                 found[name] = published[name]
@@ -83,7 +83,7 @@ class Sampling:
         elif "temperature" not in found:
             found["temperature"] = 1.0
         try:
-            return from_mapping(cls, found, "sampling")
+            return from_mapping(cls, {**found, "stop": stop}, "sampling")
         except (ConfigError, InputError) as error:
             raise ConfigError(f"generation_config.json: {error}") from None
 
