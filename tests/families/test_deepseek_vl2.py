@@ -395,7 +395,7 @@ def test_a_missing_expert_is_named(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", ["tiny", "ordinary attention", "groups, queries' latent, yarn"])
-@pytest.mark.parametrize("wide", ["experts", "dense"])
+@pytest.mark.parametrize("wide", ["experts", pytest.param("dense", marks=pytest.mark.slow)])
 def test_memory_at_work_is_what_planning_says(variant, dtype, wide):
     """Never more than 1 % above; how far below depends on how evenly experts are chosen. Measured: 0.3 % above."""
     base = VARIANTS[variant].language

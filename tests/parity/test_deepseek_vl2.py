@@ -66,7 +66,7 @@ def test_ids_masks_tiles_and_pixels(vlm, case):
 
 
 def conversation(case):
-    """A recorded conversation as messages; a tag of the answer becomes a box."""
+    """A recorded conversation as messages; tags become boxes and questions about regions."""
     recorded = golden.cases()[case]
     pictures = iter(golden.images(recorded))
     messages = []
@@ -75,6 +75,8 @@ def conversation(case):
         parts = [texts[0]]
         for text in texts[1:]:
             parts += [{"type": "image", "image": next(pictures)}, text]
+        if "<|grounding|>" in turn["content"]:
+            parts[-1:] = ["\n", {"grounding": True}, "Locate ", {"ref": "the red box"}, " in the second image."]
         if "<|det|>" in turn["content"]:
             box = Box(label="box", corners=(12, 34, 560, 789), space=Space.RELATIVE_999)
             parts = ["A ", box, "."]
@@ -83,7 +85,7 @@ def conversation(case):
     return messages
 
 
-@pytest.mark.parametrize("case", sorted(set(CASES) - {"two_images"}))  # whose user writes special tokens
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("learn_prompt", [False, True])
 def test_messages_and_labels(vlm, case, learn_prompt):
     recorded, messages = golden.cases()[case], conversation(case)
@@ -194,14 +196,14 @@ def test_the_same_experts_are_chosen(loaded, case):
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=[] if case in ("text_only", "two_images") else pytest.mark.slow) for case in CASES],
+    [pytest.param(case, marks=[] if case == "text_only" else pytest.mark.slow) for case in CASES],
 )
 def test_greedy_tokens_and_the_scores_that_lead_to_them(loaded, case):
     name, model = loaded
     recorded, batch = outputs(name), batch_of(model, case)
     wanted = golden.read(f"{name}/cases.json")[case]
     ids = wanted["generated_ids"]
-    for chunk in (None, 37) if case == "two_images" else (None,):
+    for chunk in (None, 37 if case == "two_images" else 11):
         assert model.generate(batch, max_tokens=len(ids), temperature=0, ignore_eos=True, chunk=chunk) == [ids]
     if "incremental_prefill_chunk37_generated_ids" in wanted:
         assert wanted["incremental_prefill_chunk37_generated_ids"] == ids

@@ -72,6 +72,14 @@ def test_boxes_are_written_by_the_family():
     assert text([user("find ", box, box)]) == f"{BEGIN}<|User|>: find <dog><dog>\n\n<|Assistant|>:"
 
 
+def test_questions_about_regions():
+    assert text([user({"grounding": True}, "Locate ", {"type": "ref", "ref": "a dog"})]) == (
+        f"{BEGIN}<|User|>: <|grounding|>Locate <|ref|>a dog<|/ref|>\n\n<|Assistant|>:"
+    )
+    named = [s.text for s in render([user({"ref": "<|det|>"})]) if isinstance(s, TextSegment)]
+    assert "<|det|>" in named, "the words stay words"
+
+
 def learned(segments):
     return [as_text([s]) for s in segments if s.learned]
 

@@ -6,6 +6,7 @@ from foveal.core.box import Box, Space
 from foveal.core.errors import InputError
 from foveal.processing.messages import (
     LOW_DETAIL_PX,
+    AskPart,
     BoxPart,
     ImagePart,
     Message,
@@ -163,3 +164,15 @@ def test_wrong_parts_say_where_and_what(value, error):
     with pytest.raises(InputError, match=r"messages\[0\]\.content\[0\]") as caught:
         part(value)
     assert caught.match(error)
+
+
+def test_questions_about_regions():
+    (message,) = parse_conversation([{"role": "user", "content": [{"ref": "a dog"}, {"grounding": True}]}])
+    assert message.parts == (AskPart(ref="a dog"), AskPart())
+    for part, words in (
+        ({"ref": " "}, "'ref' is ' '"),
+        ({"ref": 3}, "'ref' is 3"),
+        ({"grounding": "x"}, "'grounding' is"),
+    ):
+        with pytest.raises(InputError, match=words):
+            parse_conversation([{"role": "user", "content": [part]}])

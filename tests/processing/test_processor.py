@@ -322,3 +322,9 @@ def test_errors_are_all_foveal_errors_whatever_the_messages(tmp_path):
         for kind in ("image", "video"):
             with pytest.raises(FovealError):
                 P.process(user({"type": kind, kind: source}))
+
+
+def test_marks_that_a_format_does_not_have_are_refused():
+    for part in ({"ref": "the dog"}, {"grounding": True}):
+        with pytest.raises(InputError, match="marks that this model's chat format does not have"):
+            P.process([{"role": "user", "content": [part]}])

@@ -357,7 +357,8 @@ def build(config: Config) -> "VLM":
 
 def processing(config: Config) -> Processing:
     chat, boxes = ColonChat(), DetBoxes()
-    needed = ("<｜▁pad▁｜>", chat.image, *boxes.specials, chat.user, chat.assistant)
+    # In the order in which the released processor adds what a vocabulary lacks.
+    needed = ("<｜▁pad▁｜>", chat.image, *boxes.specials, chat.grounding, chat.user, chat.assistant)
     return Processing(
         vision=Tiles(candidates=config.candidates, patch=config.vision.patch, join=config.join, normalize=HALF),
         chat=chat,

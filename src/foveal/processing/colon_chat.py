@@ -15,7 +15,7 @@ from itertools import groupby
 
 from foveal.core.errors import InputError
 from foveal.processing.chat import BoxWriter
-from foveal.processing.messages import BoxPart, ImagePart, Message, TextPart
+from foveal.processing.messages import AskPart, BoxPart, ImagePart, Message, TextPart
 from foveal.processing.segments import MediumSegment, Segment, SpecialSegment, TextSegment
 
 
@@ -28,6 +28,9 @@ class ColonChat:
         end: the token after an answer.
         user, assistant: the tokens that name a speaker.
         image: the token in the place of each visual token.
+        ref: tokens around the words for something whose place is asked for.
+        grounding: the token that asks for places in a description.
+        asks: it has marks for questions about regions.
         markers: tokens around each image, for planning: none.
         learn_prompt: training learns to say the questions too, but never visual tokens (`mask_prompt: false` of the
             releases' processor_config.json).
@@ -38,13 +41,16 @@ class ColonChat:
     user: str = "<|User|>"
     assistant: str = "<|Assistant|>"
     image: str = "<image>"
+    ref: tuple[str, str] = ("<|ref|>", "<|/ref|>")
+    grounding: str = "<|grounding|>"
+    asks: bool = True
     markers: int = 0
     learn_prompt: bool = False
 
     @property
     def specials(self) -> tuple[str, ...]:
         """Special tokens that it needs in the vocabulary."""
-        return self.begin, self.end, self.user, self.assistant, self.image
+        return self.begin, self.end, self.user, self.assistant, self.image, *self.ref, self.grounding
 
     @property
     def pads(self) -> tuple[str, str | None]:
@@ -127,6 +133,12 @@ class ColonChat:
                 elif isinstance(part, ImagePart):
                     yield MediumSegment(medium=media, pad=self.image)
                     media += 1
+                elif isinstance(part, AskPart) and part.ref is None:
+                    yield SpecialSegment(name=self.grounding)
+                elif isinstance(part, AskPart):
+                    yield SpecialSegment(name=self.ref[0])
+                    yield TextSegment(text=part.ref or "")
+                    yield SpecialSegment(name=self.ref[1])
 
 
 def _stripped(content: list[Segment]) -> list[Segment]:

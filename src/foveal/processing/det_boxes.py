@@ -22,19 +22,11 @@ _CLOSE = re.compile(r"\s{0,9}\]?\s{0,9}", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class DetBoxes(TaggedBoxes):
-    """Lists of boxes between `<|det|>` tags, in 0..999.
-
-    `grounding` is the token with which a user asks for boxes in a description; it stands in prompts only.
-    """
+    """Lists of boxes between `<|det|>` tags, in 0..999."""
 
     ref: tuple[str, str] = ("<|ref|>", "<|/ref|>")
     box: tuple[str, str] = ("<|det|>", "<|/det|>")
     space: Space = Space.RELATIVE_999
-    grounding: str = "<|grounding|>"
-
-    @property
-    def specials(self) -> tuple[str, ...]:
-        return *self.ref, *self.box, self.grounding
 
     def render(self, boxes: Sequence[Box], views: Sequence[ImageView]) -> list[Segment]:
         """Raises `InputError` for a box of an image that is not there, or one that passes its image's edge."""

@@ -36,6 +36,14 @@ class BoxPart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AskPart:
+    """A question about regions, for chat formats that have marks for it: where `ref` is, or, without one, that the
+    answer shall say where everything is."""
+
+    ref: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImagePart:
     """A picture that is not opened yet: file, URL, data URL, bytes, PIL picture or array.
 
@@ -70,7 +78,7 @@ class VideoPart:
     total_pixels: int | None = None
 
 
-Part = TextPart | BoxPart | ImagePart | VideoPart
+Part = TextPart | BoxPart | AskPart | ImagePart | VideoPart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +94,8 @@ _FRAMES = ("total_pixels", "fps", "nframes", "max_frames", "sample_fps", "video_
 _KEYS: dict[str, tuple[str, ...]] = {
     "text": (),
     "box": (),
+    "ref": (),
+    "grounding": (),
     "image": (*_PIXELS, "resized_width", "resized_height"),
     "image_url": (*_PIXELS, "resized_width", "resized_height"),
     "video": (*_PIXELS, *_FRAMES),
@@ -119,7 +129,8 @@ def parse_conversation(messages: Any) -> list[Message]:
 
     `content` is a string or a list of parts. A part is a string, a PIL picture, an array ([H, W] or
     [H, W, C] an image, [F, H, W, C] the frames of a video), a `Box`, or a mapping with one of `text`, `image`,
-    `image_url`, `video`, `video_url`, `box`; its `"type"` may be left out.
+    `image_url`, `video`, `video_url`, `box`; its `"type"` may be left out. Families with marks for questions about
+    regions also take `{"ref": "the red car"}` (where is it?) and `{"grounding": true}` (say where everything is).
 
     An image or video also takes `min_pixels` and `max_pixels`; an image `resized_width` with `resized_height`;
     a video `total_pixels` and `max_frames`, from a file also `fps` or `nframes`, `video_start` and `video_end`
@@ -171,7 +182,7 @@ def _role(role: Any, where: str) -> str:
 
 def parse_part(value: Any, where: str) -> Part:
     """Reads one part of a message's content; `where` names its place in errors. See `parse_conversation`."""
-    if isinstance(value, TextPart | BoxPart | ImagePart | VideoPart):
+    if isinstance(value, TextPart | BoxPart | AskPart | ImagePart | VideoPart):
         return value
     if isinstance(value, str):
         return TextPart(text=value)
@@ -206,6 +217,14 @@ def parse_part(value: Any, where: str) -> Part:
         if not isinstance(source, str):
             raise InputError(f"{where}: 'text' is {_kind(source)}; expected a string.")
         return TextPart(text=source)
+    if kind == "ref":
+        if not isinstance(source, str) or not source.strip():
+            raise InputError(f"{where}: 'ref' is {source!r}; expected words for what is to be found.")
+        return AskPart(ref=source)
+    if kind == "grounding":
+        if source is not True:
+            raise InputError(f"{where}: 'grounding' is {source!r}; expected true, or leave the part out.")
+        return AskPart()
     if kind == "box":
         if not isinstance(source, Box):
             raise InputError(f"{where}: 'box' is {_kind(source)}; expected a foveal Box.")

@@ -18,7 +18,7 @@ from foveal.core.packed import Medium, Packed, join
 from foveal.processing.chat import ChatFormat, FamilyChat
 from foveal.processing.grounding import AnswerReader, BoxStyle, Grounded, parse
 from foveal.processing.intake import Knobs, Opened, VideoShape, Vision
-from foveal.processing.messages import ImagePart, Message, Part, TextPart, VideoPart, parse_conversations
+from foveal.processing.messages import AskPart, ImagePart, Message, Part, TextPart, VideoPart, parse_conversations
 from foveal.processing.packing import pack
 from foveal.processing.positions import Positions
 from foveal.processing.prompt import place_media
@@ -210,6 +210,11 @@ class Processor:
         return join([self._prompt(p, m, budget, knobs) for p, m in zip(prompts, lists, strict=True)])
 
     def _conversation(self, messages: list[Message], budget: MediaBudget, knobs: Knobs, generate: bool) -> Packed:
+        asks = any(isinstance(p, AskPart) for m in messages for p in m.parts)
+        if asks and not getattr(self.chat, "asks", False):
+            raise InputError(
+                "'ref' and 'grounding' are marks that this model's chat format does not have; ask in words instead."
+            )
         parts = [p for m in messages for p in m.parts if isinstance(p, ImagePart | VideoPart)]
         opened = self._open(parts, budget, knobs)
         views = [o.medium.view for o in opened]
