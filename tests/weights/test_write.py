@@ -57,6 +57,14 @@ def test_dtype_is_that_of_the_files_only(tmp_path: Path, names: NameMap, make_ne
     assert net.embed.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("shard_bytes", [10**9, 300])
+def test_files_are_as_open_as_any_other(tmp_path: Path, names: NameMap, make_net: Make, shard_bytes: int):
+    (tmp_path / "plain").write_text("")
+    save(make_net(), tmp_path / "net", names, shard_bytes=shard_bytes)
+    modes = {stat.S_IMODE(p.stat().st_mode) for p in [tmp_path / "plain", *(tmp_path / "net").iterdir()]}
+    assert len(modes) == 1
+
+
 def test_strided_weights_are_written_in_order(tmp_path: Path, names: NameMap, make_net: Make):
     net = make_net()
     net.layers[0].weight = torch.nn.Parameter(net.layers[0].weight.detach().T)

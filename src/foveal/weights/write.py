@@ -77,6 +77,7 @@ def save(
             ready = {name: _ready(name, tensors[name], dtype) for name in shard}
             done[target / f".{file}.part"] = file
             save_file(ready, target / f".{file}.part", metadata=dict(metadata or {"format": "pt"}))
+            (target / f".{file}.part").chmod(0o666 & ~_umask())  # the library makes it private
             weight_map.update(dict.fromkeys(shard, file))
             total += sum(t.nbytes for t in ready.values())
         if len(shards) > 1:
