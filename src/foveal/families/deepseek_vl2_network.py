@@ -13,6 +13,7 @@ class TiledVLM(VLM):
     """Beside the names of `VLM.forward`, `keep` knows "adapter.views" [views, tokens, D]: tokens before arranging."""
 
     def see(self, batch: Packed, keep: Keep | None = None) -> Float[Tensor, "M D"]:
+        """Visual tokens of all pictures, newlines and separators among them, in the order of the batch."""
         patches = torch.from_numpy(batch.patches).to(self.device)
         features = self.vision(patches, batch.grids, keep)
         tokens = self.adapter(features, batch.grids, batch.extra["tiles"], keep)

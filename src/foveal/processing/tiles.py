@@ -190,6 +190,7 @@ class Tiles:
         return 1, 1, medium.tokens
 
     def pixels_for(self, tokens: int) -> int | None:
+        """The largest area of a canvas with which no picture takes more; None when one tile takes more already."""
         best = None
         for area in sorted({w * h for w, h in self.candidates}):
             if max(self.tokens(c) for c in self.candidates if c[0] * c[1] <= area) <= tokens:
