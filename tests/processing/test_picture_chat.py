@@ -13,7 +13,7 @@ from PIL import Image
 
 import foveal
 from foveal.core.box import Box, ImageView, Space
-from foveal.core.errors import ConfigError, InputError
+from foveal.core.errors import ConfigError, ContextError, InputError
 from foveal.families.qwen_vl import FAMILY
 from foveal.processing.messages import Message, TextPart, parse_conversation
 from foveal.processing.picture_chat import SPECIALS, PictureChat, shorten
@@ -132,6 +132,21 @@ def test_role_and_line_break_are_tokens_of_their_own():
     assert batch.tokens[second + 3 : second + 5].tolist() == made.tokenizer.encode_text("\n\nhello")
 
 
+@pytest.mark.parametrize("images", [[], [(300, 200)], [(10, 4000), (1, 1), (448, 448)]])
+def test_counting_opens_nothing_and_is_exact(images):
+    made = processor()
+    counted = made.count("What is this? 图", images=images)
+    pictures = [{"type": "image", "image": Image.new("RGB", size)} for size in images]
+    batch = made.process([user(*pictures, "What is this? 图")])
+    assert counted.tokens == len(batch.tokens)
+    assert counted.tokens - counted.text_tokens == 256 * len(images)
+
+
+def test_a_conversation_that_is_too_long_says_so():
+    with pytest.raises(ContextError, match="send fewer media and shorten the text"):
+        processor(window=100_000).process([user(*[picture()] * 33)])
+
+
 def test_labels():
     conversation = [user(picture(), "what?"), said("a cat"), user("sure?"), said("yes")]
 
@@ -191,6 +206,14 @@ def test_boxes_count_the_pictures_that_the_window_left_out(tmp_path):
     found = replace(answer, boxes=(box,), parts=(box,))
     assert found.draw().size == (50, 80)
     assert found.to_json()["boxes"][0]["processed_size"] == [448, 448]
+    (quad,) = vlm.processor.read("<quad>(0,0),(1000,0),(1000,1000),(500,500)</quad>", batch).boxes
+    found = replace(answer, boxes=(quad,), parts=(quad,))
+    assert found.to_json()["boxes"][0]["points_px"] == [0, 0, 50, 0, 50, 80, 25, 40]
+    drawn = found.draw()
+    # The line from (25, 40) to (0, 0) is drawn, the left edge of the bounding box is not.
+    assert drawn.getpixel((12, 20)) != (0, 0, 255)
+    assert drawn.getpixel((2, 70)) == (0, 0, 255)
+    found = replace(answer, boxes=(box,), parts=(box,))
     # Said again in the whole conversation, the box lies in the same picture.
     wide = replace(vlm.processor.processing, shorten=partial(shorten, window=6144))
     unbound = Processor(tokenizer=vlm.processor.tokenizer, processing=wide, context_tokens=4096)

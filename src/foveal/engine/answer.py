@@ -117,6 +117,7 @@ def box_json(box: Box, medium: Medium) -> dict[str, Any]:
     return {
         "label": placed.label,
         "box_px": [round(v, 2) for v in placed.corners],
+        **({"points_px": [round(v, 2) for v in placed.points]} if placed.points else {}),
         "image": placed.image,
         "processed_size": list(medium.view.processed),
         "flags": list(placed.flags),

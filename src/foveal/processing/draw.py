@@ -34,9 +34,9 @@ def draw(picture: Image.Image, boxes: Iterable[Box], *, view: ImageView | None =
 
     Lines and letters grow with the picture; equal labels get equal colours. A label stands on a filled
     ground above its box, else inside or below it, and always within the picture; one that is too long is
-    set smaller, then cut with an ellipsis. Pillow's own font has ASCII only; for other letters (accents, Chinese)
-    a font of the system is taken if it has more of them, and what is lacking still is written as escapes
-    such as `\\u732b`.
+    set smaller, then cut with an ellipsis. A quadrilateral is drawn as such. Pillow's own font has ASCII only; for
+    other letters (accents, Chinese) a font of the system is taken if it has more of them, and what is lacking still
+    is written as escapes such as `\\u732b`.
 
     Args:
         picture: the user's image, upright, as `foveal.processing.media.open_image` returns it.
@@ -53,6 +53,11 @@ def draw(picture: Image.Image, boxes: Iterable[Box], *, view: ImageView | None =
     # Large boxes first and labels last, so that small boxes and words stay visible.
     for box, (left, top, right, bottom) in sorted(placed, key=lambda pair: _area(pair[1]), reverse=True):
         colour = colour_of(box.label)
+        if points := box.to(Space.ORIGINAL_PX, view).points:
+            edges = list(zip(points[::2], points[1::2], strict=True))
+            pen.polygon(edges, outline=_contrast(colour), width=line + 2)
+            pen.polygon(edges, outline=colour, width=line)
+            continue
         # A thin edge of the opposite lightness keeps the line visible on its own colour.
         pen.rectangle((left - 1, top - 1, right, bottom), outline=_contrast(colour), width=line + 2)
         pen.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=line)
