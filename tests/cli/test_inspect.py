@@ -88,3 +88,33 @@ main(["inspect", {str(folder)!r}])
 sys.exit("torch" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_every_family_with_its_sizes(capsys: pytest.CaptureFixture[str]):
+    from foveal.families.describe import families
+
+    assert main(["inspect", "--families"]) == 0
+    page = capsys.readouterr().out
+    assert main(["inspect", "--families", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told.keys() == families().keys()
+    for name, family in families().items():
+        assert told[name]["sizes"].keys() == family.sizes.keys()
+        assert f"\n{name} (model_type " in f"\n{page}"
+    assert told["qwen2_vl"]["sizes"]["7b"]["total"] == 8_291_375_616
+    assert told["vit"]["layouts"] == ["official", "bare", "big_vision"]
+    words = [line.split() for line in page.splitlines()]
+    assert ["base-patch16-224", "86,567,656", "85,798,656", "769,000", "-"] in words
+    assert ["base-patch16-224", "203,155,970", "92,884,224", "110,271,744", "2"] in words
+    assert main(["inspect", "some/model", "--families"]) == 2
+    assert "drop it, or drop 'some/model'" in capsys.readouterr().err
+
+
+def test_families_are_listed_without_torch():
+    code = """
+import sys
+from foveal.cli.main import main
+main(["inspect", "--families"])
+sys.exit("torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

@@ -148,12 +148,17 @@ def test_openais_archive(tmp_path, kind):
         torch.testing.assert_close(value, network.state_dict()[name], rtol=1e-3, atol=1e-4)
 
 
-def test_open_clip_with_its_configuration(tmp_path):
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_open_clip_with_its_configuration(tmp_path, ending):
     oracle = clip.oracle(seed=8)
     files = clip.write(oracle, tmp_path / "files")
     (files / "model.safetensors").unlink()
-    torch.save({"state_dict": clip.original(oracle.state_dict())}, tmp_path / "clip.pt")
-    done = convert(tmp_path / "clip.pt", tmp_path / "out", files=files)
+    tensors, source = clip.original(oracle.state_dict()), tmp_path / f"clip.{ending}"
+    if ending == "pt":
+        torch.save({"state_dict": tensors}, source)
+    else:
+        save_file(tensors, source)
+    done = convert(source, tmp_path / "out", files=files)
     assert (done.family, done.layout) == ("clip", "original")
     reference = foveal.load(clip.write(oracle, tmp_path / "theirs"), device="cpu")
     ours = foveal.load(tmp_path / "out", device="cpu")

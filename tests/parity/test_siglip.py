@@ -1,5 +1,9 @@
 """SigLIP beside transformers, on tiny random checkpoints through real files: both towers, scores, saved folders."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -154,3 +158,25 @@ def test_saved_folder_opens_in_transformers(tmp_path, second):
     one, two = load_file(tmp_path / "a/model.safetensors"), load_file(tmp_path / "c/model.safetensors")
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_the_published_size(tmp_path):
+    """siglip-base-patch16-224 with random weights of the usual deviation, over the small vocabulary."""
+    from transformers import SiglipConfig, SiglipModel
+
+    published = Path(__file__).parents[1] / "data_files/published/siglip-base-patch16-224"
+    stated = json.loads((published / "config.json").read_text())
+    torch.manual_seed(0)
+    oracle = SiglipModel(SiglipConfig(**stated)).eval()
+    with torch.no_grad():  # as random as trained ones are apart
+        for name, parameter in oracle.named_parameters():
+            if name.startswith("logit_"):
+                parameter.fill_(2.3 if name == "logit_scale" else -10.0)
+    folder = siglip.write(oracle, tmp_path)
+    shutil.copy(published / "preprocessor_config.json", folder)
+    model = foveal.load(folder, device="cpu")
+    pictures, texts = odd_pictures()[15:18], ["a photo of a cat", "two dogs"]
+    with torch.no_grad():
+        theirs = oracle(pixel_values=pixels(oracle, pictures), input_ids=ids(model, texts))
+    close(model.similarity(pictures, texts), theirs.logits_per_image)

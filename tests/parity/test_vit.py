@@ -1,5 +1,9 @@
 """ViT beside transformers, on tiny random checkpoints through real files."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -142,3 +146,21 @@ def test_half_precision_is_close(tmp_path):
     one, two = full.forward(full.process(pictures))[0], half.forward(half.process(pictures))[0]
     assert two.dtype == torch.bfloat16
     assert np.abs((one - two.float()).numpy()).max() < 0.05  # worst seen: 0.015, on values up to 8
+
+
+@pytest.mark.slow
+def test_the_published_size(tmp_path):
+    """vit-base-patch16-224 with random weights of the usual deviation."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    published = Path(__file__).parents[1] / "data_files/published/vit-base-patch16-224"
+    torch.manual_seed(0)
+    oracle = ViTForImageClassification(ViTConfig(**json.loads((published / "config.json").read_text()))).eval()
+    folder = vit.write(oracle, tmp_path)
+    shutil.copy(published / "preprocessor_config.json", folder)
+    model = foveal.load(folder, device="cpu")
+    pictures = odd_pictures()[11:15]
+    _, outputs = theirs(oracle, pictures, 224)
+    logits, _ = model.forward(model.process(pictures))
+    close(logits, torch.cat([o.logits for o in outputs]))
+    assert len(model.labels) == 1000

@@ -20,7 +20,7 @@ Nothing that a file holds is run. The target appears whole or not at all."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="a folder or hub name, or a .npz, .pt, .pth or .bin file")
+    parser.add_argument("source", help="a folder or hub name, or a .npz, .pt, .pth, .bin or .safetensors file")
     parser.add_argument("target", help="folder to write; an earlier checkpoint there is replaced")
     parser.add_argument("--files", metavar="FOLDER", help="where the small files are that the source lacks")
     parser.add_argument("--dtype", metavar="TYPE", help="bfloat16, float16 or float32; default: as stored")

@@ -1,4 +1,5 @@
-"""`foveal inspect`: what a checkpoint folder holds, from its small files and the headers of its weights."""
+"""`foveal inspect`: what a checkpoint folder holds, from its small files and the headers of its weights; or which
+families and released sizes there are."""
 
 import argparse
 import dataclasses
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveal.cli.output import NANO, size, table
+from foveal.core.errors import InputError
 
 if TYPE_CHECKING:
     from foveal.families.describe import Described
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 HELP = "what a model is: configuration, parts, memory, chat format"
 EXAMPLE = """examples:
   foveal inspect                                  (the small model inside)
-  foveal inspect Qwen/Qwen2-VL-2B-Instruct --json"""
+  foveal inspect Qwen/Qwen2-VL-2B-Instruct --json
+  foveal inspect --families                       (every family, with its sizes)"""
 
 SHOWN = 6
 """Values of a list that a page shows."""
@@ -27,16 +30,50 @@ DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="hub name or folder; default: the small model inside")
+    parser.add_argument("--families", action="store_true", help="list every family with its released sizes")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.families:
+        if arguments.model is not None:
+            raise InputError(f"--families lists all families; drop it, or drop {arguments.model!r}.")
+        known = _families()
+        print(json.dumps(known, indent=2, ensure_ascii=False) if arguments.json else _families_page(known))
+        return 0
     from foveal.families.describe import describe, folder_of
 
     described = describe(folder_of(arguments.model, weights=False))
     record = _record(arguments.model, described, _stored(described.folder))
     print(json.dumps(record, indent=2, ensure_ascii=False) if arguments.json else _page(record))
     return 0
+
+
+def _families() -> dict[str, Any]:
+    """Every family: what it reads, and the parameters of each released size by part; no weights, no torch."""
+    from foveal.families.describe import families
+
+    found = {}
+    for name, family in sorted(families().items()):
+        sizes = {}
+        for size_name, config in family.sizes.items():
+            parts = dict(family.parameters(config))
+            sizes[size_name] = {**parts, "total": sum(parts.values())}
+        layouts = ["official" if layout is None else layout for layout in family.layouts()]
+        found[name] = {"reads": list(family.reads), "layouts": layouts, "sizes": sizes}
+    return found
+
+
+def _families_page(known: Mapping[str, Any]) -> str:
+    lines = []
+    for name, family in known.items():
+        lines.append(f"{name} (model_type {', '.join(family['reads'])}; layouts {', '.join(family['layouts'])})")
+        columns = list(dict.fromkeys(part for parts in family["sizes"].values() for part in parts if part != "total"))
+        rows = [("size", "parameters", *columns)]
+        for size_name, parts in family["sizes"].items():
+            rows.append((size_name, *(f"{parts[c]:,}" if c in parts else "-" for c in ("total", *columns))))
+        lines += [table(rows), ""]
+    return "\n".join(lines).rstrip()
 
 
 def _stored(folder: Path) -> "Checkpoint | None":
@@ -81,8 +118,10 @@ def _talk(described: "Described", processor: "Processor") -> dict[str, Any]:
         "context_tokens": processor.context_tokens,
         "generation": {
             "stated": dict(described.generation),
-            "defaults": dataclasses.asdict(Sampling.from_published(described.generation)),
-            "stop_ids": sorted(stop_ids(described.generation, processor.end_of_turn)),
+            "defaults": dataclasses.asdict(
+                Sampling.from_published(described.generation, stop=processor.processing.stop_texts)
+            ),
+            "stop_ids": sorted(stop_ids(described.generation, processor.end_of_turn) | processor.stop_ids),
         },
         "chat": _chat(processor),
     }

@@ -3,7 +3,7 @@
     SOURCE                                     what is read
     folder, hub name                           safetensors in any layout of its family, or .bin files of PyTorch
     .npz                                       arrays of the original ViT code and of big_vision (ViT, SigLIP)
-    .pt, .pth, .bin                            tensors or TorchScript archive of PyTorch (OpenAI's CLIP, open_clip)
+    .pt, .pth, .bin, .safetensors              tensors, or PyTorch's TorchScript archive (OpenAI's CLIP, open_clip)
 
 Nothing that a file holds is run: see `weights.pickled` and `weights.arrays`.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from foveal.core.config import read_json
@@ -29,7 +29,7 @@ from foveal.families.describe import describe, families, family_of, folder_of
 from foveal.families.load import fitting_map, name_map, save_folder, to_json, torch_dtype
 from foveal.processing.pictures import PictureProcessing
 from foveal.weights.arrays import plain, read_npz
-from foveal.weights.checkpoint import INDEX, SINGLE, open_checkpoint
+from foveal.weights.checkpoint import INDEX, SINGLE, open_checkpoint, read_header
 from foveal.weights.hub import PATTERNS
 from foveal.weights.names import NameMap
 from foveal.weights.pickled import read_pickled
@@ -85,7 +85,7 @@ def convert(
     """
     kind, place = torch_dtype(dtype), Path(target).absolute()
     folder, loose = _found(source)
-    if place.resolve() == (folder or loose).resolve():  # type: ignore[union-attr]
+    if any(place.resolve() == one.resolve() for one in (folder, loose) if one is not None):
         raise InputError(f"{target} is the source itself; choose another folder to write to.")
     extra = None if files is None else Path(files).expanduser()
     if extra is not None and not extra.is_dir():
@@ -216,11 +216,17 @@ def _arrays(path: Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in read_npz(path).items() if tensor.numel()}
 
 
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    read_header(path)  # says in our words what is wrong with a damaged file
+    return load_file(path)
+
+
 READERS: Mapping[str, Callable[[Path], dict[str, Tensor]]] = {
     ".npz": _arrays,
     ".pt": read_pickled,
     ".pth": read_pickled,
     ".bin": read_pickled,
+    ".safetensors": _safetensors,
 }
 """How a single file is read, by its ending."""
 
@@ -298,8 +304,6 @@ def _settle_arrays(
     stage: Path, names: NameMap, build: Callable[[Any], torch.nn.Module], config: Any, notes: list[str]
 ) -> None:
     """Arrays of big_vision as matrices; what the published layout has no place for is left out, and said."""
-    from safetensors.torch import load_file
-
     with torch.device("meta"):
         places = build(config).state_dict()
     tensors = {name: plain(name, tensor) for name, tensor in load_file(stage / SINGLE).items()}
