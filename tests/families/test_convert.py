@@ -192,6 +192,26 @@ def test_bin_files_of_a_language_model(tmp_path, shards):
     assert half.dtype == "BF16"
 
 
+def test_a_model_of_the_hub_without_safetensors_is_asked_for_once_more(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    folder = vit.write(vit.oracle(), tmp_path / "a")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    asked = []
+
+    def download(**options):
+        asked.append("*.bin" in options["allow_patterns"])
+        if asked[-1]:
+            torch.save(tensors, folder / "pytorch_model.bin")
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    done = convert("owner/name", tmp_path / "out")
+    assert asked == [False, True]
+    assert (done.tensors, done.notes) == (len(tensors), ("read 1 .bin file of PyTorch; nothing in them was run",))
+
+
 def test_mixed_types_are_written_as_float32(tmp_path):
     oracle = vit.oracle(seed=1)
     folder = vit.write(oracle, tmp_path / "a")

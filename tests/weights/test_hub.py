@@ -76,6 +76,15 @@ def test_planning_fetches_no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert "*.safetensors" not in asked
 
 
+def test_who_converts_may_ask_for_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    asked: list[str] = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda **o: asked.extend(o["allow_patterns"]) or str(tmp_path)
+    )
+    locate(MODEL, also=("*.bin",))
+    assert asked == [*PATTERNS, "*.bin"]
+
+
 class Answer:
     """As much of an HTTP answer as the hub's errors look at."""
 

@@ -30,7 +30,7 @@ from foveal.families.load import fitting_map, name_map, save_folder, to_json, to
 from foveal.processing.pictures import PictureProcessing
 from foveal.weights.arrays import plain, read_npz
 from foveal.weights.checkpoint import INDEX, SINGLE, open_checkpoint, read_header
-from foveal.weights.hub import PATTERNS
+from foveal.weights.hub import PATTERNS, locate
 from foveal.weights.names import NameMap
 from foveal.weights.pickled import read_pickled
 from foveal.weights.read import fill, shapes_fit
@@ -149,7 +149,10 @@ def _found(source: str | Path) -> tuple[Path | None, Path | None]:
     if path.suffix in READERS:
         raise InputError(f"{path} does not exist; check the name.")
     try:
-        return folder_of(source), None
+        folder = folder_of(source)
+        if not path.is_dir() and not any((folder / name).exists() for name in (SINGLE, INDEX)):
+            folder = locate(source, also=("*.bin",))  # a model of the hub that has PyTorch's own files only
+        return folder, None
     except HubError as error:
         raise HubError(f"{error} `convert` also takes files: {', '.join(READERS)}.") from None
 

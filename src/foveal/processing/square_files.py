@@ -23,7 +23,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "do_resize": (True, None),
     "do_rescale": (True, None),
     "do_normalize": (True, None),
-    "do_convert_rgb": (True, None),
+    "do_convert_rgb": (True, False, None),
     "do_pad": (False, None),
     "pad_size": (None,),
     "rescale_factor": (1 / 255, None),

@@ -104,8 +104,8 @@ def _no_weights(folder: Path) -> str:
         return f"{folder} holds {some(found)} but no {INDEX} that says what is where; fetch the index too."
     if found:
         return (
-            f"{folder} holds {some(found)} but no safetensors file; other formats are not read, "
-            "so fetch or convert the checkpoint as safetensors."
+            f"{folder} holds {some(found)} but no safetensors file; other formats are not read: "
+            "fetch the checkpoint as safetensors, or write it so with `foveal convert`."
         )
     return f"{folder} holds neither {SINGLE} nor {INDEX}; a checkpoint needs one of them."
 

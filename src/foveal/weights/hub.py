@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from foveal.core.errors import HubError
@@ -12,12 +13,15 @@ PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.tiktoken", "spiece
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
 
 
-def locate(name: str | os.PathLike[str], revision: str | None = None, *, weights: bool = True) -> Path:
+def locate(
+    name: str | os.PathLike[str], revision: str | None = None, *, weights: bool = True, also: Sequence[str] = ()
+) -> Path:
     """The folder of the model called `name`: a folder of this machine, or `owner/name` on the hub.
 
     Args:
         revision: branch, tag or commit of a hub model; the hub's default when None.
         weights: whether the weights are fetched too; without them a few small files are enough.
+        also: patterns of further files to fetch, for who converts them.
 
     Hub models are kept in huggingface_hub's cache; with HF_HUB_OFFLINE=1 only the cache is used. Raises
     `HubError` that says where it looked and what to do.
@@ -28,14 +32,14 @@ def locate(name: str | os.PathLike[str], revision: str | None = None, *, weights
             raise HubError(f"{path} is a folder and has no revision {revision!r}; drop the revision.")
         return path
     if path.is_file():
-        raise HubError(f"{path} is a file; pass the checkpoint's folder.")
+        raise HubError(f"{path} is a file; pass the checkpoint's folder (`foveal convert` makes one of single files).")
     text = os.fspath(name)
     if not isinstance(name, str) or not _HUB_NAME.fullmatch(text) or text.startswith((".", "~")):
         raise HubError(
             f"{text!r} is no folder here and no name on the hub; pass an existing folder, "
             "or owner/name such as Qwen/Qwen2-VL-2B-Instruct."
         )
-    return _from_hub(text, revision, [p for p in PATTERNS if weights or p != "*.safetensors"])
+    return _from_hub(text, revision, [*(p for p in PATTERNS if weights or p != "*.safetensors"), *also])
 
 
 def _from_hub(name: str, revision: str | None, patterns: list[str]) -> Path:
