@@ -145,6 +145,11 @@ def test_transformers_builds_the_same_tensors(size, tmp_path):
         ("1.3b", "language_config.num_attention_heads", 0, "num_attention_heads is 0"),
         ("1.3b", "language_config.model_type", "qwen2", "model_type is 'qwen2'"),
         ("1.3b", "gen_vision_config", {}, "makes pictures"),
+        ("1.3b", "vision_config.params.pixel_mean", [0.5], "expected three numbers each"),
+        ("1.3b", "vision_config.params.layers", "many", "layers is 'many'"),
+        ("7b", "vision_config.params.high_res_cfg.downsample_channels", [512], r"downsample_channels is \[512\]"),
+        ("7b", "vision_config.params.high_res_cfg.global_attn_indexes", [5, 2], "in ascending order"),
+        ("7b", "vision_config.params.high_res_cfg.global_attn_indexes", 2, "global_attn_indexes is 2"),
     ],
 )
 def test_what_is_not_computed_is_refused(size, path, value, message):

@@ -8,7 +8,6 @@ picture from the floating-point values of the large one (bilinear, with antialia
 nearest number and makes it from the 8-bit picture; its processor normalises both, DeepSeek's leaves that to the towers.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,18 +17,16 @@ import numpy as np
 from PIL import Image
 
 from foveal.core.box import ImageView
-from foveal.core.config import read_json
-from foveal.core.errors import ConfigError, InputError, neighbours
+from foveal.core.errors import ConfigError, InputError
 from foveal.core.media import MediaBudget
 from foveal.core.packed import Medium
 from foveal.core.shapes import Float32
 from foveal.processing.intake import Knobs, Opened, VideoShape
 from foveal.processing.media import describe, open_image
 from foveal.processing.messages import ImagePart, VideoPart
+from foveal.processing.padded_settings import Settings, read_if_there
 from foveal.processing.patches import CLIP_COLOURS, Normalize
 from foveal.processing.square import FILTERS, FIXED
-
-log = logging.getLogger(__name__)
 
 LOW = "low"
 """Name in `Packed.extra` of the patches of the small pictures."""
@@ -114,9 +111,9 @@ class PaddedSquare:
 
     def read(self, folder: Path) -> "PaddedSquare":
         """Settings of preprocessor_config.json (or the `image_processor` of processor_config.json)."""
-        overall = _json(folder / "processor_config.json")
+        overall = read_if_there(folder / "processor_config.json")
         nested = overall.get("image_processor")
-        image = _json(folder / "preprocessor_config.json") or (nested if isinstance(nested, Mapping) else {})
+        image = read_if_there(folder / "preprocessor_config.json") or (nested if isinstance(nested, Mapping) else {})
         where = f"{folder}: processor settings"
         stated = overall.get("num_image_tokens", self.tokens)
         if stated != self.tokens:
@@ -130,9 +127,9 @@ class PaddedSquare:
             )
         if overall.get("sft_format", "deepseek") != "deepseek":
             raise ConfigError(f"{where}: sft_format is {overall['sft_format']!r}; only 'deepseek' is written.")
-        return (self._read_original if self.original else self._read_port)(_Settings(image, where))
+        return (self._read_original if self.original else self._read_port)(Settings(image, where))
 
-    def _read_original(self, found: "_Settings") -> "PaddedSquare":
+    def _read_original(self, found: Settings) -> "PaddedSquare":
         first = replace(
             self.first,
             side_px=found.side("image_size", self.first.side_px),
@@ -144,7 +141,7 @@ class PaddedSquare:
         found.finish()
         return replace(self, first=first, least_px=least)
 
-    def _read_port(self, found: "_Settings") -> "PaddedSquare":
+    def _read_port(self, found: Settings) -> "PaddedSquare":
         for key in ("do_resize", "do_rescale", "do_normalize", "do_pad"):
             found.require(key, True, None)
         low = self.small or self.first
@@ -314,64 +311,3 @@ def antialiased(values: Float32[np.ndarray, "H W 3"], side: int) -> Float32[np.n
 
 def _written(sight: Sight, prefix: str) -> dict[str, Any]:
     return {f"{prefix}image_mean": list(sight.colours.mean), f"{prefix}image_std": list(sight.colours.std)}
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
-_HARMLESS = frozenset(
-    """_processor_class auto_map background_color crop_size data_format default_to_square device disable_grouping
-    do_center_crop do_convert_rgb do_flip_channel_order do_normalize do_pad do_rescale do_resize
-    high_res_background_color image_processor_type image_seq_length input_data_format model_input_names pad_size
-    processor_class return_tensors""".split()
-)
-
-
-class _Settings:
-    """A published object of settings that remembers which keys were read."""
-
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self.values, self.where = values, where
-        self._known = set(_HARMLESS)
-        if (
-            self.get("rescale_factor", 1 / 255) not in (1 / 255, None)
-            and abs(values["rescale_factor"] * 255 - 1) > 1e-6
-        ):
-            raise ConfigError(f"{where}: rescale_factor is {values['rescale_factor']}; only 1/255 is computed.")
-
-    def get(self, key: str, default: Any) -> Any:
-        self._known.add(key)
-        value = self.values.get(key)
-        return default if value is None else value
-
-    def require(self, key: str, *allowed: Any) -> None:
-        value = self.values.get(key, allowed[0])
-        value = list(value) if isinstance(value, list | tuple) else value
-        if value is not None and value not in allowed:
-            raise ConfigError(f"{self.where}: {key} is {value!r}; this family computes only {allowed[0]!r}.")
-
-    def side(self, key: str, wanted: int) -> int:
-        """A square's side, which config.json states too; `ConfigError` where they differ."""
-        value = self.get(key, wanted)
-        sides = {value.get("height"), value.get("width")} if isinstance(value, Mapping) else {value}
-        if sides != {wanted}:
-            raise ConfigError(
-                f"{self.where}: {key} is {value}, but config.json describes a tower for {wanted} x {wanted} px; "
-                "take both files from one model."
-            )
-        return wanted
-
-    def colours(self, mean: str, std: str, default: Normalize) -> Normalize:
-        try:
-            middle, spread = (
-                (float(red), float(green), float(blue))
-                for red, green, blue in (self.get(mean, default.mean), self.get(std, default.std))
-            )
-            return Normalize(mean=middle, std=spread)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{self.where}: {mean} and {std} are no colours: {error}.") from None
-
-    def finish(self) -> None:
-        for key in sorted(set(self.values) - self._known):
-            log.warning("%s: key %r has no effect; %s", self.where, key, neighbours(key, self._known - _HARMLESS))
