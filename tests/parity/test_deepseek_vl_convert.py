@@ -54,7 +54,7 @@ def test_a_square_picture_is_seen_as_before(pair):
     one, two = original.process(messages), converted.process(messages)
     np.testing.assert_array_equal(one.tokens, two.tokens)
     difference = (original.forward(one).logits - converted.forward(two).logits).abs().max()
-    # Measured: 0 where there is one size; 0.18, with logits up to 20, where the small picture has passed through 8 bits once more.
+    # Measured: 0 where there is one size; 0.18, with logits up to 20, where the small picture was 8-bit once more.
     assert difference < (1e-6 if converted.config.vision.high is None else 0.5)
     for name, tensor in converted.network.state_dict().items():
         assert torch.equal(tensor, original.network.state_dict()[name]), name
