@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from foveal.core.errors import WeightsError
 from foveal.weights import read
 from foveal.weights.names import NameMap
-from foveal.weights.read import fill, open_checkpoint
+from foveal.weights.read import fill, open_checkpoint, shapes_fit
 from foveal.weights.write import save
 
 Make = Callable[..., torch.nn.Module]
@@ -403,3 +403,15 @@ def measure(code: str, what: str) -> None:
     print(f"{what}: peak {peak / weights:.3f} x {weights / 1e6:.0f} MB")
     assert weights > 200 * 10**6
     assert peak <= 1.15 * weights, f"{peak / weights:.3f}"
+
+
+def test_a_stack_of_matrices_is_stored_transposed(tmp_path: Path):
+    stored = torch.randn(3, 5, 4)
+    checkpoint = open_checkpoint(joined_folder(tmp_path, {"s": stored}))
+    module = torch.nn.ParameterDict({"stack": torch.nn.Parameter(torch.empty(3, 4, 5))})
+    plain, turned = (NameMap.parse(f"s{mark} -> stack") for mark in ("", " ^T"))
+    assert [shapes_fit(module, checkpoint, names) for names in (plain, turned)] == [False, True]
+    fill(module, checkpoint, turned)
+    assert torch.equal(module["stack"], stored.mT)
+    save(module, tmp_path / "again", turned)
+    assert torch.equal(load_file(tmp_path / "again" / "model.safetensors")["s"], stored)

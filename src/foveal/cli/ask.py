@@ -121,6 +121,10 @@ def _say(model: "Model", messages: list[dict[str, Any]], options: dict[str, Any]
         left, top, right, bottom = (round(v) for v in box.corners)
         note = f"  ({', '.join(box.flags)})" if box.flags else ""
         print(f"  {box.label or 'box'}: ({left}, {top}) to ({right}, {bottom}) px{note}")
+    for point in answer.points:
+        x, y = (round(v) for v in point.place)
+        note = f"  ({', '.join(point.flags)})" if point.flags else ""
+        print(f"  {point.label or 'point'}: ({x}, {y}) px{note}")
     if answer.finish_reason == "length":
         print(f"foveal: the answer was cut after {len(answer.ids)} tokens; raise --max-tokens.", file=sys.stderr)
     return answer

@@ -96,7 +96,6 @@ class Planner:
         family, config: what the folder holds.
         dtype: type of the weights.
         vision: how media become patches.
-        markers: tokens around each medium.
     """
 
     def __init__(self, folder: Path, *, dtype: str | None = None) -> None:
@@ -107,10 +106,16 @@ class Planner:
         if not isinstance(processing, Processing):
             raise InputError(f"{folder} holds a {self.family.name} model, which answers no questions to be planned.")
         self.vision = processing.vision.read(folder)
-        self.markers: int = getattr(processing.chat, "markers", 2)
+        self._around: int = getattr(processing.chat, "markers", 2)
+        self._arrange = processing.arrange
         self.dtype = stated_dtype(published) if dtype is None else dtype
         if self.dtype not in ITEM_BYTES:
             raise InputError(f"dtype {self.dtype!r} is unknown; {neighbours(str(self.dtype), ITEM_BYTES)}")
+
+    def markers(self, medium: Medium) -> int:
+        """Tokens around a medium, and between its parts."""
+        own = getattr(self._arrange, "markers", None)
+        return self._around if own is None or medium.kind == "image" else int(own(medium))
 
     @property
     def item_bytes(self) -> int:
@@ -125,12 +130,13 @@ class Planner:
         media += [self.vision.measure_video(v, knobs=knobs, count=count) for v in request.videos]
         visual = sum(m.tokens for m in media)
         patches = sum(m.grid[0] * m.grid[1] * m.grid[2] for m in media)
-        markers = self.markers * len(media)
+        markers = sum(self.markers(m) for m in media)
         prompt = request.text_tokens + visual + markers
         seen, said = self.config.vision, self.config.language
         weights = item * sum(self.family.parameters(self.config).values())
         pixels = 4 * (seen.patch_values * patches + getattr(self.vision, "extra_values", 0) * len(media))
-        decoder = said.work_bytes(prompt, item) + item * visual * said.width  # the tower's result is still there
+        seen_width = said.width * (1 + getattr(said, "deep", 0))
+        decoder = said.work_bytes(prompt, item) + item * visual * seen_width  # the tower's result is still there
         work = max(seen.work_bytes(patches, item), decoder)
         token = item * said.cache_values
         room = cache_room(prompt, request.answer_tokens)

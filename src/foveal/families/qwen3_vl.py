@@ -1,7 +1,7 @@
 """Qwen3-VL, dense and with experts: DeepStack, interleaved M-RoPE, times as text, boxes in thousandths as JSON."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from foveal.core.box import Space
@@ -31,6 +31,10 @@ class Config:
 
     vision: StackConfig
     language: NormedDecoderConfig
+
+    def __post_init__(self) -> None:
+        if self.language.deep != len(self.vision.inner):
+            raise ConfigError(f"{len(self.vision.inner)} inner blocks of the tower but {self.language.deep} additions.")
 
 
 def from_published(published: Mapping[str, Any]) -> Config:
@@ -74,6 +78,7 @@ def from_published(published: Mapping[str, Any]) -> Config:
         **experts,
     )
     seen = top.need("vision_config")
+    inner = seen.integers("deepstack_visual_indexes", (8, 16, 24))
     seen.require("hidden_act", "gelu_pytorch_tanh")
     seen.require("out_hidden_size", width)
     turns = seen.section("rope_parameters") or Reader({}, "rope")
@@ -93,12 +98,12 @@ def from_published(published: Mapping[str, Any]) -> Config:
         channels=seen.integer("in_channels", 3),
         theta=float(turns.get("rope_theta", 10000.0)),
         side=side,
-        inner=seen.integers("deepstack_visual_indexes", (8, 16, 24)),
+        inner=inner,
     )
     for part in (top, rope, seen, turns):
         part.finish()
     text.finish(("output_router_logits", "router_aux_loss_coef"))
-    return Config(vision=vision, language=language)
+    return Config(vision=vision, language=replace(language, deep=len(inner)))
 
 
 def to_published(config: Config) -> dict[str, Any]:
@@ -222,6 +227,7 @@ def _size(
             mlp_width=mlp_width,
             vocab=151936,
             tied=tied,
+            deep=len(tower.inner),
             routing=Routing(experts=128, chosen=8, normalise=True) if expert_width else None,
             expert_width=expert_width,
         ),
@@ -241,6 +247,7 @@ def _tiny(**experts: Any) -> Config:
             vocab=640,
             section=(4, 4, 4),
             context=32768,
+            deep=2,
             **experts,
         ),
     )

@@ -16,6 +16,7 @@ class NormedDecoderConfig(DecoderConfig):
         expert_width: hidden width of an expert.
         dense: layers that have no experts all the same.
         every: of the layers, those whose number, counted from 1, is divisible by it have experts.
+        deep: behind how many of the first layers something is added to visual tokens (DeepStack).
     """
 
     section: tuple[int, ...] = (24, 20, 20)
@@ -26,6 +27,7 @@ class NormedDecoderConfig(DecoderConfig):
     expert_width: int = 0
     dense: tuple[int, ...] = ()
     every: int = 1
+    deep: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,9 +49,17 @@ class NormedDecoderConfig(DecoderConfig):
         return super().parameters + norms + (mixed - dense) * sum(self.mixed(i) for i in range(self.depth))
 
     def work_bytes(self, tokens: int, item_bytes: int) -> int:
-        """As in `DecoderConfig`; experts' results are weighed in float32, one for each of a token's experts."""
+        """Peak memory of the intermediate results of a prefill without gradients, weights and cache aside.
+
+        Beside the widest place of a dense layer or of experts stands what is added behind the first layers. Experts
+        hold a copy of a token before and after each that it takes, or the results weighed in float32.
+        """
+        d, added = self.width, self.deep * self.width
+        base = super().work_bytes(tokens, item_bytes) + tokens * item_bytes * added
         if self.routing is None:
-            return super().work_bytes(tokens, item_bytes)
-        chosen = 4 * self.width * item_bytes + self.routing.chosen * self.width * (item_bytes + 8)
-        angles = 2 * self.head_dim * item_bytes
-        return max(super().work_bytes(tokens, item_bytes), tokens * (chosen + angles))
+            return base
+        k = self.routing.chosen
+        weighed = k * d + (0 if item_bytes == 4 else (k + 1) * d * 4 / item_bytes)
+        chosen = (28 * k + 4 * self.routing.experts) / item_bytes
+        widest = 4 * d + max(2 * k * d + 4 * self.expert_width, weighed) + chosen + added + 2 * self.head_dim
+        return max(base, int(tokens * item_bytes * widest))

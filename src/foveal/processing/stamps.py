@@ -50,6 +50,11 @@ class TimeStamps:
         ends = zip(times[:: self.temporal], times[self.temporal - 1 :: self.temporal], strict=True)
         return [f"<{(first + last) / 2:.1f} seconds>" for first, last in ends]
 
+    def markers(self, medium: Medium) -> int:
+        """Tokens of the stamps and of what stands around them: a stamp is a bracket, digits, a point, a word, a
+        bracket, each a token of its own in the vocabularies of Qwen."""
+        return sum(len(words) - len(" seconds") + 1 + len(self.around) for words in self.stamps(medium))
+
     def _stamped(self, place: MediumSegment, medium: Medium) -> list[Segment]:
         role, turn = place.role, place.turn
         parts: list[Segment] = []

@@ -116,8 +116,12 @@ class StackConfig(VisionConfig):
         return super().parameters + self.width + self.side**2 * self.width
 
     def work_bytes(self, patches: int, item_bytes: int) -> int:
-        """As in `VisionConfig`, with the inner features, which are held to the end."""
-        return super().work_bytes(patches, item_bytes) + patches * item_bytes * self.width * len(self.inner)
+        """As in `VisionConfig`, with the inner features, which are held to the end, and GELU computed in one step."""
+        mlp = item_bytes * (3 * self.width + 2 * self.mlp_width)
+        rotation = item_bytes * 4 * self.width + 4 * 4 * self.width
+        inner = item_bytes * self.width * len(self.inner)
+        entry = item_bytes * (self.width + (self.patch_values if item_bytes != 4 else 0))
+        return patches * (max(max(mlp, rotation) + inner, entry) + 4 * 2 * self.head_dim)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,4 +73,4 @@ class StackTower(nn.Module):
             places = torch.from_numpy(rows[start:stop] * width + cols[start:stop]).to(table.device)
             parts.append(stretched.flatten(2)[0].T[places].repeat(frames, 1))
             start += frames * height * width
-        return torch.cat(parts) if parts else table.new_zeros(0, self.config.width)
+        return torch.cat(parts)
