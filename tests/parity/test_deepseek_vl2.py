@@ -19,7 +19,7 @@ from foveal.weights.names import NameMap
 from tests.helpers import deepseek_vl2 as golden
 
 CASES = sorted(golden.cases())
-LOGITS = {"mla_qlora_group_yarn": 1e-3}  # its weights of experts are multiplied by 16; worst seen 1.2e-4
+LOGITS = {"mla_qlora_group_yarn": 1e-3}  # its weights of experts are multiplied by 16; worst seen 1.1e-4
 
 
 @pytest.fixture(scope="module", params=golden.CHECKPOINTS)
@@ -160,7 +160,7 @@ def test_hidden_states_and_logits(loaded, case):
     if f"{case}.hidden_0" in recorded:
         ours = [out.kept["embeddings"], *(out.kept[f"layers.{i}"] for i in range(depth - 1)), out.kept["norm"]]
         for index, hidden in enumerate(ours):
-            # Worst seen: 1.7e-5; with experts' weights times 16 and values of 60, 9e-5.
+            # Worst seen: 1.7e-5; with experts' weights times 16 and values of 90, 9e-5.
             close(hidden[rows], recorded[f"{case}.hidden_{index}"], LOGITS.get(name, 5e-4))
 
 
@@ -226,7 +226,7 @@ def test_a_batch_is_its_members(loaded):
     assert together.lengths.tolist() == recorded["seq_lens"]
     logits = model.forward(together).logits
     for pack, (start, stop) in zip(packs, itertools.pairwise(together.starts), strict=True):
-        # Worst seen: 2.2e-5 where weights of experts are multiplied by 16, 1.1e-5 elsewhere (of values up to 10).
+        # Worst seen: 2.8e-5 where weights of experts are multiplied by 16, 1.1e-5 elsewhere (of values up to 9).
         close(logits[start:stop], model.forward(pack).logits, 5e-5)
 
 
@@ -243,7 +243,7 @@ def test_the_tower_divides_with_its_own_eps(loaded):
                 parameter.mul_(1e-3)
         seen = tower(torch.from_numpy(batch.patches[:50]), np.array([[2, 5, 5]]))
     stored = outputs(name)["eps_probe.vision_first2views"]
-    close(seen.view(stored.shape), stored, 1e-4)  # worst seen: 2.4e-6
+    close(seen.view(stored.shape), stored, 1e-4)  # worst seen: 1.9e-6
 
 
 def test_the_norms_of_latents_keep_their_eps(loaded, tmp_path):
