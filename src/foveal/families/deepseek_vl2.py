@@ -202,10 +202,11 @@ def _yarn(scaling: Reader | None) -> Yarn | None:
 
 
 def _mixture(said: Reader) -> Mixture | None:
-    shared, first, every = (
-        said.get(key, default)
-        for key, default in (("n_shared_experts", None), ("first_k_dense_replace", 0), ("moe_layer_freq", 1))
-    )
+    shared, first = said.get("n_shared_experts", None) or 0, said.get("first_k_dense_replace", 0)
+    for key, value in (("n_shared_experts", shared), ("first_k_dense_replace", first)):
+        if type(value) is not int or value < 0:
+            raise ConfigError(f"{said.where}: {key} is {value!r}; a whole number is expected.")
+    every = said.integer("moe_layer_freq", 1)
     width, chosen = said.integer("moe_intermediate_size", 1407), said.get("num_experts_per_tok", None)
     groups, kept = said.get("n_group", None) or 1, said.get("topk_group", None) or 1
     method, score = said.get("topk_method", "greedy"), said.get("scoring_func", "softmax")
@@ -223,7 +224,7 @@ def _mixture(said: Reader) -> Mixture | None:
         normalise=bool(normalise) and chosen > 1,
         scale=scale,
     )
-    return Mixture(routing=routing, width=width, shared=shared or 0, first=first, every=every)
+    return Mixture(routing=routing, width=width, shared=shared, first=first, every=every)
 
 
 def to_published(config: Config) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def balance_loss(routed: Routed, starts: Sequence[int]) -> Float[Tensor, ""]:
         if a < b:
             chosen, scores = routed.experts[a:b], routed.scores[a:b]
             count = scores.shape[1]
-            share = torch.bincount(chosen.flatten(), minlength=count) * (count / chosen.numel())
+            share = F.one_hot(chosen, count).sum((0, 1)) * (count / chosen.numel())
             losses.append((share * scores.mean(0)).sum())
     return torch.stack(losses).mean()
 
@@ -140,19 +140,18 @@ def dispatch(
     summed in float32.
     """
     tokens, chosen = experts.shape
-    order = experts.flatten().argsort(stable=True)
-    sizes = torch.bincount(experts.flatten(), minlength=count).tolist()
+    numbers, order = experts.flatten().sort(stable=True)
+    bounds = torch.searchsorted(numbers, torch.arange(count + 1, device=numbers.device)).tolist()
     rows = x[order // chosen]
-    parts, start = [], 0
-    for number, size in enumerate(sizes):
-        if size or torch.is_grad_enabled():
-            parts.append(compute(number, rows[start : start + size]))
-            start += size
+    parts = [
+        compute(number, rows[start:stop])
+        for number, (start, stop) in enumerate(pairwise(bounds))
+        if start < stop or torch.is_grad_enabled()
+    ]
     del rows  # K rows a token, as wide as the token; so are the two that follow
     said = torch.cat(parts) if parts else x[:0]
     del parts
-    back = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
-    said = said[back].view(tokens, chosen, x.shape[-1])
+    said = said[order.argsort()].view(tokens, chosen, x.shape[-1])
     return torch.bmm(weights[:, None], said.float())[:, 0].to(x.dtype)
 
 
