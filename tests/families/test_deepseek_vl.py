@@ -108,7 +108,9 @@ def test_every_tensor_has_a_name_in_its_layout(size):
         assert len(set(written)) == len(written)
 
 
-@pytest.mark.parametrize("size", FAMILY.sizes)
+@pytest.mark.parametrize(
+    "size", ["tiny", *(pytest.param(s, marks=pytest.mark.slow) for s in ("1.3b", "7b", "tiny_siglip"))]
+)
 def test_transformers_builds_the_same_tensors(size, tmp_path):
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -207,7 +209,7 @@ def test_weights_of_the_other_kind_are_refused(tmp_path):
         foveal.load(folder)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 6))])
 def test_alone_batched_packed_cached_and_chunked_are_equal(vlm, seed):
     rng = np.random.default_rng(seed)
     alone = [vlm.process(layouts.conversation(rng, media=1, videos=False)) for _ in range(3)]

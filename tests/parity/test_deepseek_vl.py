@@ -20,10 +20,11 @@ SIZES = [
 SMALL = {"sam": {"image_size": 96, "global_attn_indexes": [0, 2]}}  # 12 x 12 patches: one window, filled up with zeros
 
 
-@pytest.fixture(
-    scope="module",
-    params=["siglip", "siglip_tied", "siglip_no_head", "siglip_tanh", "hybrid", "hybrid_old", "hybrid_small"],
-)
+QUICK = ["siglip", "hybrid_old"]
+LONG = ["siglip_tied", "siglip_no_head", "siglip_tanh", "hybrid", "hybrid_small"]
+
+
+@pytest.fixture(scope="module", params=[*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)])
 def pair(request, tmp_path_factory):
     """The same weights in transformers and in Foveal, and transformers' processor."""
     name = request.param

@@ -12,7 +12,7 @@ from tests.helpers import deepseek_vl
 from tests.helpers.deepseek_vl import GOLDEN
 
 
-@pytest.fixture(scope="module", params=["hybrid", "siglip"])
+@pytest.fixture(scope="module", params=["hybrid", pytest.param("siglip", marks=pytest.mark.slow)])
 def pair(request, tmp_path_factory):
     """A model in both layouts, and the folder of the second."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -29,7 +29,9 @@ def question(file):
     return [{"role": "user", "content": content}], picture
 
 
-@pytest.mark.parametrize("file", ["land.png", "port.jpg", "sq.png"])
+@pytest.mark.parametrize(
+    "file", ["land.png", *(pytest.param(f, marks=pytest.mark.slow) for f in ("port.jpg", "sq.png"))]
+)
 def test_transformers_opens_it(pair, file):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
