@@ -118,7 +118,7 @@ def test_ids_are_those_of_the_published_template(vlm):
         assert batch.tokens.tolist() == published.ids(text)
 
 
-@pytest.mark.parametrize("group", range(2))
+@pytest.mark.parametrize("group", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_alone_equals_batched_equals_chunked(vlm, group):
     compare(vlm, group, count=3)
 

@@ -128,7 +128,7 @@ def test_64_greedy_tokens(each, case):
     likeness.compare_greedy(*each, process(each[1], ask(*media)))
 
 
-@pytest.mark.parametrize("group", range(2))
+@pytest.mark.parametrize("group", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_alone_equals_batched_equals_chunked(kind, group):
     compare(kind[1], group, count=3)
 
