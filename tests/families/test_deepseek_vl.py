@@ -216,7 +216,7 @@ def test_alone_batched_packed_cached_and_chunked_are_equal(vlm, seed):
     packed = foveal.join(alone)
     whole = vlm.forward(packed).logits
     for start, stop, batch in zip(packed.starts, packed.starts[1:], alone, strict=False):
-        # Worst seen: 4.8e-6.
+        # Worst seen: 1.2e-6; against cached steps 6.6e-6.
         torch.testing.assert_close(whole[start:stop], vlm.forward(batch).logits, rtol=0, atol=1e-5)
     said = vlm.generate(packed, max_tokens=6, temperature=0, ignore_eos=True)
     chunk = int(rng.integers(20, 400))

@@ -28,6 +28,7 @@ class Config:
 
 
 def from_transformers(top: Reader) -> Config:
+    """Reads config.json of model_type `deepseek_vl` or `deepseek_vl_hybrid`; `ConfigError` for what is not computed."""
     hybrid = top.values.get("model_type") == "deepseek_vl_hybrid"
     language = read_decoder(top.need("text_config"), tied=top.get("tie_word_embeddings", None))
     seen = top.need("vision_config")
@@ -87,6 +88,7 @@ def _transformers_sam(part: Reader, low_side: int) -> SamConfig:
 
 
 def to_transformers(config: Config) -> dict[str, Any]:
+    """config.json that transformers opens; `ConfigError` for what it cannot state."""
     vision, language, low = config.vision, config.language, config.vision.low
     if vision.low_colours or vision.high_colours:
         raise ConfigError(

@@ -34,6 +34,7 @@ SAM: Mapping[str, Mapping[str, Any]] = {
 
 
 def from_original(top: Reader) -> Config:
+    """Reads config.json of model_type `multi_modality`; `ConfigError` for what is not computed."""
     for key in sorted(k for k in top.values if k.startswith("gen_")):
         raise ConfigError(f"{top.where}: {key!r}: this is a model that makes pictures (Janus); DeepSeek-VL only sees.")
     language = read_decoder(top.need("language_config"), tied=None)
@@ -146,6 +147,7 @@ def _colours(part: Reader) -> Normalize | None:
 
 
 def to_original(config: Config) -> dict[str, Any]:
+    """config.json as DeepSeek's code reads it; `ConfigError` for what it cannot state."""
     vision, language = config.vision, config.language
     if language.heads * language.head_dim != language.width:
         raise ConfigError(f"{language.heads} heads of {language.head_dim} do not make the width {language.width}.")

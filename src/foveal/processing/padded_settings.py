@@ -42,6 +42,7 @@ class Settings:
         return default if value is None else value
 
     def require(self, key: str, *allowed: Any) -> None:
+        """Refuses a value that is not computed."""
         value = self.values.get(key, allowed[0])
         value = list(value) if isinstance(value, list | tuple) else value
         if value is not None and value not in allowed:
@@ -59,6 +60,7 @@ class Settings:
         return wanted
 
     def colours(self, mean: str, std: str, default: Normalize) -> Normalize:
+        """The pair under two keys; `ConfigError` where they are not three numbers each."""
         try:
             middle, spread = (
                 (float(red), float(green), float(blue))
