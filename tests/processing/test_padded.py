@@ -140,6 +140,8 @@ def test_settings_of_the_folder_stand_above_the_family_s(tmp_path):
         (PORT, {"processor": {"image_processor": {"size": {"height": 48, "width": 40}}}}, "size is"),
         (PORT, {"preprocessor": {"high_res_size": 100}}, "high_res_size is 100"),
         (PORT, {"preprocessor": {"resample": 5}}, "resample is 5"),
+        (PORT, {"preprocessor": {"size": [48, 48]}}, r"size is \[48, 48\]"),
+        (ALONE, {"preprocessor": {"min_size": "14"}}, "min_size is '14'"),
     ],
 )
 def test_what_is_not_computed_is_refused(vision, files, message, tmp_path):

@@ -137,7 +137,7 @@ class PaddedSquare:
             normalize=bool(found.get("do_normalize", True)),
         )
         found.require("background_color", list(first.padding))
-        least = found.get("min_size", 14)
+        least = found.whole("min_size", 14)
         found.finish()
         return replace(self, first=first, least_px=least)
 
@@ -149,10 +149,10 @@ class PaddedSquare:
             low,
             side_px=found.side("size", low.side_px),
             colours=found.colours("image_mean", "image_std", CLIP_COLOURS),
-            resample=found.get("resample", BICUBIC),
+            resample=found.whole("resample", BICUBIC),
         )
         found.require("background_color", list(low.padding))
-        least = found.get("min_size", 14)
+        least = found.whole("min_size", 14)
         if self.small is None:
             found.finish()
             return replace(self, first=low, least_px=least)
@@ -160,7 +160,7 @@ class PaddedSquare:
             self.first,
             side_px=found.side("high_res_size", self.first.side_px),
             colours=found.colours("high_res_image_mean", "high_res_image_std", CLIP_COLOURS),
-            resample=found.get("high_res_resample", BICUBIC),
+            resample=found.whole("high_res_resample", BICUBIC),
         )
         found.require("high_res_background_color", list(high.padding))
         found.finish()

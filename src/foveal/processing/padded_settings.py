@@ -48,11 +48,18 @@ class Settings:
         if value is not None and value not in allowed:
             raise ConfigError(f"{self.where}: {key} is {value!r}; this family computes only {allowed[0]!r}.")
 
+    def whole(self, key: str, default: int) -> int:
+        """A whole number above 0."""
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{self.where}: {key} is {value!r}; a whole number above 0 is expected.")
+        return value
+
     def side(self, key: str, wanted: int) -> int:
         """A square's side, which config.json states too; `ConfigError` where they differ."""
         value = self.get(key, wanted)
-        sides = {value.get("height"), value.get("width")} if isinstance(value, Mapping) else {value}
-        if sides != {wanted}:
+        sides = [value.get("height"), value.get("width")] if isinstance(value, Mapping) else [value]
+        if any(side != wanted for side in sides):
             raise ConfigError(
                 f"{self.where}: {key} is {value}, but config.json describes a tower for {wanted} x {wanted} px; "
                 "take both files from one model."
