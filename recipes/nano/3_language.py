@@ -32,7 +32,7 @@ from common import (
     start_weights,
     take_over,
 )
-from model import answer_loss, cut, messages, name_embeddings, network, processor
+from model import EARLY_THETA, LANGUAGE, answer_loss, cut, messages, name_embeddings, network, processor
 
 from foveal.core.packed import join
 from foveal.data.dense import class_names, dense_targets
@@ -92,10 +92,22 @@ STAGES = {
         ),
         ("tower", "align", "joint", "sharp"),
     ),
+    "match": (
+        Stage(
+            name="match", steps=6500, batch=16, warmup=100, weight_decay=0.1, average=0.998,
+            trainable=(("vlm.vision.*", 2e-4), ("vlm.adapter.*", 2e-4), ("vlm.language.*", 8e-4), ("*", 2e-4)),
+        ),
+        replace(
+            SCENES, kinds=(0.2, 0.52, 0.28), objects=(2, 4), turn_deg=18, stretch=1.25, tint=0.18, warp=0.03,
+            erase=0.04, wild=0.15,
+        ),
+        ("tower", "align", "joint", "sharp", "fine"),
+    ),
 }  # fmt: skip
 WEIGHTS = {
     "sharp": {"find": 3.0, "present": 3.0, "relation": 3.0, "side": 2.5},
     "fine": {"find": 2.5, "present": 2.5, "name": 3.0, "count": 3.0, "count_all": 1.5},
+    "match": {"find": 4.0, "present": 2.5, "name": 2.5, "count": 2.5, "relation": 2.5},
 }
 """How often these stages ask what: `sharp` about one of several things, which `joint` leaves half learnt."""
 OTHERS = 16
@@ -111,8 +123,9 @@ def main() -> None:
     pictures = sprites()
     names = class_names(pictures.names)
     index = {name: i for i, name in enumerate(names)}
-    sharp = stage.name in WEIGHTS
-    whole = torch.nn.ModuleDict({"vlm": network(), "heads": DenseHeads(WIDTH, len(names))})
+    sharp, last = stage.name in WEIGHTS, stage.name == "match"
+    theta = LANGUAGE.theta if last else EARLY_THETA
+    whole = torch.nn.ModuleDict({"vlm": network(theta), "heads": DenseHeads(WIDTH, len(names))})
     if sharp:
         rest = SpriteSet.load(BUILD / "others.npz")
         rest_index = {name: i for i, name in enumerate(rest.names, start=1)}
@@ -132,14 +145,14 @@ def main() -> None:
     asker = Questioner(plurals)
     maker = SceneMaker(pictures, "train", settings, seed=2 + list(STAGES).index(stage.name))
     freeze = stage.name in ("words", "align")
-    weights = WEIGHTS.get(stage.name)
+    weights, names_first = WEIGHTS.get(stage.name), 0.2 if last else 0.6
 
     def conversation(scene, random):  # type: ignore[no-untyped-def]
         first = random.random() < 0.1
-        questions = asker.conversation(random, scene, 7, weights)
+        questions = asker.conversation(random, scene, 7, weights, names_first)
         pack = cut(reader.process(messages(scene, questions, first), generate=False), LENGTH)
         while pack is None:
-            questions += asker.conversation(random, scene, 6, weights)
+            questions += asker.conversation(random, scene, 6, weights, names_first)
             pack = cut(reader.process(messages(scene, questions, first), generate=False), LENGTH)
         return pack
 
@@ -157,7 +170,7 @@ def main() -> None:
 
     def loss(batch):  # type: ignore[no-untyped-def]
         pack, target, small = batch
-        value, visual, figures = answer_loss(whole["vlm"], pack)
+        value, visual, figures = answer_loss(whole["vlm"], pack, decisive=last)
         if not freeze:
             dense, more = whole["heads"].loss(visual, target)
             value = value + 0.3 * dense

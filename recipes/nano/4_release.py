@@ -1,12 +1,14 @@
 """Writes the trained nano as a published Qwen2-VL folder.
 
-Command:  python recipes/nano/4_release.py joint src/foveal/nano
+Command:  python recipes/nano/4_release.py match src/foveal/nano
 The running average of the weights is written where a stage kept one.
 Result:   config.json, generation_config.json, tokenizer and processor files, bfloat16 weights in shards below 15 MB.
           The model card (README.md) is kept when the folder already has one.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,21 +33,30 @@ def main() -> None:
             parameter.copy_(found[0] if found else older[f"master/{name}"])
     reader = processor()
     end, pad = reader.tokenizer.special("<|im_end|>"), reader.tokenizer.special("<|endoftext|>")
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8") if card.exists() else None
-    save_folder(
-        folder,
-        family=FAMILY,
-        config=CONFIG,
-        network=vlm.to(torch.bfloat16),
-        processor=reader,
-        generation={"eos_token_id": [end, pad], "pad_token_id": pad, "do_sample": False, "max_new_tokens": 256},
-        shard_bytes=10_000_000,
-    )
-    if text is not None:
-        card.write_text(text, encoding="utf-8")
+    with kept_card(folder / "README.md"):
+        save_folder(
+            folder,
+            family=FAMILY,
+            config=CONFIG,
+            network=vlm.to(torch.bfloat16),
+            processor=reader,
+            generation={"eos_token_id": [end, pad], "pad_token_id": pad, "do_sample": False, "max_new_tokens": 256},
+            shard_bytes=10_000_000,
+        )
     size = sum(f.stat().st_size for f in folder.iterdir())
     print(f"step {step} of {stage} -> {folder}: {size / 1e6:.2f} MB, {sorted(f.name for f in folder.iterdir())}")
+
+
+@contextmanager
+def kept_card(card: Path) -> Iterator[None]:
+    """Takes the model card out of its folder while that is written anew: a save refuses what it would lose."""
+    text = card.read_text(encoding="utf-8") if card.exists() else None
+    card.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        if text is not None:
+            card.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

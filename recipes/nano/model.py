@@ -23,6 +23,9 @@ from foveal.processing.tokens import Tokenizer
 VOCABULARY = 1600
 """Rows of the embedding: the tokenizer's 1577 entries, rounded up to a multiple of 64."""
 
+EARLY_THETA = 20.0
+"""Base of the rotary angles up to the stage `fine`; see LOG.md for why the last stage leaves it."""
+
 LANGUAGE = DecoderConfig(
     width=WIDTH,
     depth=5,
@@ -31,9 +34,9 @@ LANGUAGE = DecoderConfig(
     head_dim=64,
     mlp_width=704,
     vocab=VOCABULARY,
-    # Published models use 1,000,000, which leaves the width axis turns of under 0.0002 a column. Pictures of
-    # 8 columns need larger ones.
-    theta=20.0,
+    # The height's and the width's angles hardly turn over a conversation: a name finds its picture by what it shows,
+    # from any distance. Where that is, the visual tokens say themselves (see foveal.train.dense).
+    theta=10_000.0,
     section=(8, 12, 12),
     tied=True,
     context=2048,
@@ -50,8 +53,8 @@ def processor() -> Processor:
     )
 
 
-def network() -> VLM:
-    return FAMILY.build(CONFIG)
+def network(theta: float = LANGUAGE.theta) -> VLM:
+    return FAMILY.build(replace(CONFIG, language=replace(LANGUAGE, theta=theta)))
 
 
 def messages(scene: Scene, questions: Sequence[Question], text_first: bool = False) -> list[dict]:
@@ -128,8 +131,11 @@ def _kinds() -> tuple[np.ndarray, np.ndarray]:
     return digit, sign
 
 
-def token_weights(tokens: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+def token_weights(tokens: np.ndarray, starts: Sequence[int], openings: Sequence[int] = ()) -> np.ndarray:
     """Weight of every token of a pack in the loss; `starts` are the boundaries of its conversations.
+
+    The `openings`, first tokens of answers, decide between yes and no, a box and a refusal: they count three times,
+    as does a number that is no coordinate.
 
     A word that nobody has said yet in a conversation counts three times: a name that stands in an earlier answer can
     be copied, one that does not has to be seen.
@@ -149,17 +155,33 @@ def token_weights(tokens: np.ndarray, starts: Sequence[int]) -> np.ndarray:
     weights[digit[tokens]] = 1.0
     weights[sign[tokens]] = 0.1
     weights[digit[tokens] & (place > 1)] = 0.1
+    if len(openings):
+        weights[list(openings)] = 3.0
+        after_space = np.append(False, tokens[:-1] == processor_tokenizer().encode_text(" ")[0])
+        weights[digit[tokens] & after_space] = 3.0  # coordinates follow "(" or ","
     return weights
 
 
-def answer_loss(vlm: VLM, pack: Packed) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
-    """Cross-entropy of the answers' tokens; the visual tokens; and figures."""
+def openings(pack: Packed) -> list[int]:
+    """Places of the first tokens of answers."""
+    return [s.start for s in pack.spans if s.learned and s.start < s.stop]
+
+
+def answer_loss(vlm: VLM, pack: Packed, decisive: bool = False) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+    """Cross-entropy of the answers' tokens; the visual tokens; and figures.
+
+    `decisive` gives tokens that decide an answer more weight (see `token_weights`).
+    """
     places = learned_places(pack)
     out = vlm(pack, keep=("adapter",), at=places)
     wanted = torch.from_numpy(pack.tokens[places + 1])
     scores = out.logits.float()
     each = F.cross_entropy(scores, wanted, reduction="none")
-    weight = torch.from_numpy(token_weights(pack.tokens, pack.starts.tolist())[places + 1])
+    first = openings(pack)
+    weights = token_weights(pack.tokens, pack.starts.tolist(), first if decisive else ())
+    weight = torch.from_numpy(weights[places + 1])
     value = (each * weight).sum() / weight.sum()
-    right = (scores.argmax(-1) == wanted).float().mean().item()
-    return value, out.kept["adapter"], {"answer_loss": value.item(), "answer_tokens": right}
+    hits = (scores.argmax(-1) == wanted).float()
+    opens = torch.from_numpy(np.isin(places + 1, first))
+    figures = {"answer_loss": value.item(), "answer_tokens": hits.mean().item(), "opened": hits[opens].mean().item()}
+    return value, out.kept["adapter"], figures

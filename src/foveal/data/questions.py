@@ -220,11 +220,16 @@ class Questioner:
         return self._ask[kind](random, scene)
 
     def conversation(
-        self, random: np.random.Generator, scene: Scene, count: int, weights: Mapping[str, float] | None = None
+        self,
+        random: np.random.Generator,
+        scene: Scene,
+        count: int,
+        weights: Mapping[str, float] | None = None,
+        names_first: float = 0.6,
     ) -> list[Question]:
         """`count` different questions; kinds of greater weight come more often (`WEIGHTS` where not given).
 
-        In more than half of the conversations those that ask for names come first: later on, names have been
+        In the share `names_first` of conversations those that ask for names come first: later on, names have been
         said already and need no look at the picture.
         """
         chances = {**WEIGHTS, **(weights or {})}
@@ -239,7 +244,7 @@ class Questioner:
                 asked.append(question)
             if len(asked) == count:
                 break
-        if random.random() < 0.6:
+        if random.random() < names_first:
             asked.sort(key=lambda q: q.kind not in ("name", "side", "describe"))
         return asked
 
