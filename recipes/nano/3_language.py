@@ -32,13 +32,14 @@ from common import (
     start_weights,
     take_over,
 )
-from model import EARLY_THETA, LANGUAGE, answer_loss, cut, messages, name_embeddings, network, processor
+from model import EARLY_THETA, LANGUAGE, answer_loss, cut, guide_of, messages, name_embeddings, network, processor
 
 from foveal.core.packed import join
 from foveal.data.dense import class_names, dense_targets
 from foveal.data.questions import Questioner
 from foveal.data.scenes import SceneMaker, SceneSettings
 from foveal.data.sprites import SpriteSet, read_names
+from foveal.eval.metrics import Mentions
 from foveal.train.dense import DenseHeads, WordHead
 from foveal.train.loop import run
 from foveal.train.stage import Stage
@@ -94,7 +95,7 @@ STAGES = {
     ),
     "match": (
         Stage(
-            name="match", steps=6500, batch=16, warmup=100, weight_decay=0.1, average=0.998,
+            name="match", steps=5000, batch=16, warmup=100, weight_decay=0.1, average=0.998,
             trainable=(("vlm.vision.*", 2e-4), ("vlm.adapter.*", 2e-4), ("vlm.language.*", 8e-4), ("*", 2e-4)),
         ),
         replace(
@@ -143,6 +144,7 @@ def main() -> None:
     reader = processor()
     plurals = {n.name: n.plural for n in read_names()}
     asker = Questioner(plurals)
+    mentions = Mentions({form: name for name, plural in asker.plurals.items() for form in (name, plural)})
     maker = SceneMaker(pictures, "train", settings, seed=2 + list(STAGES).index(stage.name))
     freeze = stage.name in ("words", "align")
     weights, names_first = WEIGHTS.get(stage.name), 0.2 if last else 0.6
@@ -166,11 +168,12 @@ def main() -> None:
         if sharp:
             more = [rest_maker.make((step * WORLD + RANK) * OTHERS + i, grid=(3, 3)) for i in range(OTHERS)]
             small = *patches_of(more), dense_targets(more, rest_index)
-        return join(packs), dense_targets(scenes, index), small
+        pack, target = join(packs), dense_targets(scenes, index)
+        return pack, target, small, guide_of(pack, target, index, mentions) if last else None
 
     def loss(batch):  # type: ignore[no-untyped-def]
-        pack, target, small = batch
-        value, visual, figures = answer_loss(whole["vlm"], pack, decisive=last)
+        pack, target, small, guide = batch
+        value, visual, figures = answer_loss(whole["vlm"], pack, decisive=last, guide=guide)
         if not freeze:
             dense, more = whole["heads"].loss(visual, target)
             value = value + 0.3 * dense

@@ -1,7 +1,7 @@
 """Nano's network and processing, and conversations about scenes as packed batches."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -11,14 +11,18 @@ import torch.nn.functional as F
 from common import BUILD, GRID, VISION, WIDTH
 from PIL import Image
 
+from foveal.core.errors import ConfigError
 from foveal.core.packed import Packed, Run, Span
+from foveal.data.dense import Dense
 from foveal.data.questions import Question
 from foveal.data.scenes import Scene
+from foveal.eval.metrics import Mentions
 from foveal.families.qwen2_vl import FAMILY, Config
 from foveal.families.vlm import VLM
 from foveal.language.decoder import DecoderConfig
 from foveal.processing.processor import Processor
 from foveal.processing.tokens import Tokenizer
+from foveal.train.guide import Guide, guide_loss
 
 VOCABULARY = 1600
 """Rows of the embedding: the tokenizer's 1577 entries, rounded up to a multiple of 64."""
@@ -113,6 +117,34 @@ def name_embeddings(vlm: VLM, names: Sequence[str]) -> torch.Tensor:
     return torch.zeros(len(ids), every.shape[1]).index_add(0, rows, every)
 
 
+def guide_of(pack: Packed, target: Dense, index: Mapping[str, int], mentions: Mentions) -> Guide:
+    """The last token of every name that a conversation mentions, and the cells that show things of that name.
+
+    `pack` has one picture a conversation, in the order of `target`'s cells; `index` is the names' class.
+    """
+    tokenizer = processor_tokenizer()
+    cells = np.cumsum([0, *(run.length for run in pack.runs)])
+    things = [target.thing[a:b] for a, b in itertools.pairwise(cells)]
+    queries, rows = [], []
+    for span in pack.spans:
+        sequence = int(np.searchsorted(pack.starts, span.start, side="right")) - 1
+        plain = [t for t in range(span.start, span.stop) if int(pack.tokens[t]) not in tokenizer.special_ids]
+        words = [tokenizer.token_bytes(int(pack.tokens[t])) for t in plain]
+        ends = np.cumsum([len(word) for word in words])
+        text = b"".join(words).decode("utf-8", "replace")
+        if not text.isascii():  # offsets below count characters; scenes are asked about in English
+            raise ConfigError(f"a conversation says {text!r}; guides are made for ASCII text only.")
+        run = pack.runs[sequence]
+        for name, end in mentions.places(text):
+            wanted = np.zeros(len(pack.tokens), bool)
+            wanted[run.start : run.start + run.length] = things[sequence] == index[name]
+            query = plain[int(np.searchsorted(ends, end))]
+            wanted[query + 1 :] = False
+            queries.append(query)
+            rows.append(wanted)
+    return Guide(queries=np.array(queries, np.int64), wanted=np.array(rows, bool).reshape(-1, len(pack.tokens)))
+
+
 @cache
 def processor_tokenizer() -> Tokenizer:
     return processor().tokenizer
@@ -134,14 +166,14 @@ def _kinds() -> tuple[np.ndarray, np.ndarray]:
 def token_weights(tokens: np.ndarray, starts: Sequence[int], openings: Sequence[int] = ()) -> np.ndarray:
     """Weight of every token of a pack in the loss; `starts` are the boundaries of its conversations.
 
-    The `openings`, first tokens of answers, decide between yes and no, a box and a refusal: they count three times,
-    as does a number that is no coordinate.
-
     A word that nobody has said yet in a conversation counts three times: a name that stands in an earlier answer can
     be copied, one that does not has to be seen.
 
     A box takes about 20 tokens and a name two: without weights, numbers rule. The first two digits of a number say
     where a box lies; the third is less than a model of this size can see, and the signs between say nothing.
+
+    With `openings`, the first tokens of answers, what decides an answer counts three times: they (yes or no, a box or
+    a refusal), a number's first digit, the space before a number ("1" or "no"?), and left or right.
     """
     digit, sign = _kinds()
     place = np.zeros(len(tokens), np.int64)  # of a digit in its number, from 0
@@ -157,9 +189,14 @@ def token_weights(tokens: np.ndarray, starts: Sequence[int], openings: Sequence[
     weights[digit[tokens] & (place > 1)] = 0.1
     if len(openings):
         weights[list(openings)] = 3.0
-        after_space = np.append(False, tokens[:-1] == processor_tokenizer().encode_text(" ")[0])
-        weights[digit[tokens] & after_space] = 3.0  # coordinates follow "(" or ","
+        weights[np.isin(tokens, _deciding()) | (digit[tokens] & (place == 0))] = 3.0
     return weights
+
+
+@cache
+def _deciding() -> np.ndarray:
+    tokenizer = processor_tokenizer()
+    return np.array([tokenizer.encode_text(word)[0] for word in (" ", " no", " left", " right")])
 
 
 def openings(pack: Packed) -> list[int]:
@@ -167,13 +204,16 @@ def openings(pack: Packed) -> list[int]:
     return [s.start for s in pack.spans if s.learned and s.start < s.stop]
 
 
-def answer_loss(vlm: VLM, pack: Packed, decisive: bool = False) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+def answer_loss(
+    vlm: VLM, pack: Packed, decisive: bool = False, guide: Guide | None = None
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
     """Cross-entropy of the answers' tokens; the visual tokens; and figures.
 
-    `decisive` gives tokens that decide an answer more weight (see `token_weights`).
+    `decisive` gives tokens that decide an answer more weight (see `token_weights`); `guide` says where two heads of
+    the second layer look.
     """
     places = learned_places(pack)
-    out = vlm(pack, keep=("adapter",), at=places)
+    out = vlm(pack, keep=("adapter",) if guide is None else ("adapter", "layers.0"), at=places)
     wanted = torch.from_numpy(pack.tokens[places + 1])
     scores = out.logits.float()
     each = F.cross_entropy(scores, wanted, reduction="none")
@@ -184,4 +224,8 @@ def answer_loss(vlm: VLM, pack: Packed, decisive: bool = False) -> tuple[torch.T
     hits = (scores.argmax(-1) == wanted).float()
     opens = torch.from_numpy(np.isin(places + 1, first))
     figures = {"answer_loss": value.item(), "answer_tokens": hits.mean().item(), "opened": hits[opens].mean().item()}
+    if guide is not None:
+        positions, starts = torch.from_numpy(pack.positions), pack.starts.tolist()
+        missed, figures["guided"] = guide_loss(vlm.language, 1, (0, 1), out.kept["layers.0"], positions, starts, guide)
+        value = value + 0.3 * missed
     return value, out.kept["adapter"], figures

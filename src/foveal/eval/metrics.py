@@ -30,7 +30,11 @@ class Mentions:
 
     def __call__(self, text: str) -> list[str]:
         """Names in the order in which the text has them, repeated ones too."""
-        return [self.forms[m] for m in self._pattern.findall(text.lower())]
+        return [name for name, _ in self.places(text)]
+
+    def places(self, text: str) -> list[tuple[str, int]]:
+        """The same with the index at which each written form ends."""
+        return [(self.forms[m.group()], m.end()) for m in self._pattern.finditer(text.lower())]
 
 
 _NUMBER_WORDS = {"no": 0, "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
