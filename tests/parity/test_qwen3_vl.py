@@ -4,6 +4,7 @@ Worst difference measured over all cases below, in fp32 on values up to 18: 2.3e
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import foveal
+from foveal.families.load import name_map
+from foveal.weights.write import save
 from tests.engine.test_equality import compare
 from tests.helpers import layouts, likeness, published
 from tests.helpers import qwen3_vl as helper
@@ -158,14 +161,30 @@ def test_experts_are_read_in_both_layouts(width, tmp_path):
     """With 24 and 48 one of the two tensors of a layer is square, and the other tells which layout it is."""
     oracle = helper.oracle(moe=True, expert_width=width)
     folder = helper.write(oracle, tmp_path / "library")
-    read = foveal.load(folder).network.state_dict()
+    vlm = foveal.load(folder)
+    read = vlm.network.state_dict()
     up = load_file(folder / "model.safetensors")["model.language_model.layers.0.mlp.experts.gate_up_proj"]
     assert torch.equal(read["language.layers.0.mlp.experts.gate_up"], up.mT)
-    foveal.load(folder).save(tmp_path / "official")
+    save(vlm.network, tmp_path / "official", name_map(vlm.family))
     tensors = load_file(tmp_path / "official" / "model.safetensors")
     assert torch.equal(tensors["model.language_model.layers.0.mlp.experts.gate_up_proj"], up.mT)
+    helper.write_processing(tmp_path / "official")
+    shutil.copy(folder / "config.json", tmp_path / "official")
     for name, tensor in foveal.load(tmp_path / "official").network.state_dict().items():
         assert torch.equal(tensor, read[name]), name
+
+
+@pytest.mark.parametrize("width", [24, 48])
+def test_square_experts_are_saved_as_transformers_reads_them(width, tmp_path):
+    """It tells the two layouts apart by their shapes, which are equal here."""
+    oracle = helper.oracle(moe=True, expert_width=width)
+    vlm = foveal.load(helper.write(oracle, tmp_path / "library"))
+    vlm.save(tmp_path / "saved")
+    again = type(oracle).from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    for (name, one), two in zip(oracle.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, two), name
+    for name, tensor in foveal.load(tmp_path / "saved").network.state_dict().items():
+        assert torch.equal(tensor, vlm.network.state_dict()[name]), name
 
 
 def test_other_spellings_are_read(tmp_path):

@@ -165,6 +165,17 @@ def to_published(config: Config) -> dict[str, Any]:
     }
 
 
+def layout(config: Config) -> str | None:
+    """The layout that is saved: the official one.
+
+    Where a tensor of all experts is square, transformers cannot see that the official one is transposed and reads it
+    wrongly; then, as with no released size, its own layout.
+    """
+    language = config.language
+    square = language.routing is not None and language.width in (language.expert_width, 2 * language.expert_width)
+    return "transformers" if square else None
+
+
 def build(config: Config) -> "VLM":
     """The network; torch comes in here, so that reading a configuration does without."""
     from foveal.adapter.stacked import StackedMerger
@@ -263,6 +274,7 @@ FAMILY = Family(
     processing=processing,
     parameters=parameters,
     context=lambda config: config.language.context,
+    layout=layout,
     sizes={
         "2b": _size(SMALL_TOWER, 2048, 28, 16, 8, 6144, tied=True),
         "4b": _size(SMALL_TOWER, 2560, 36, 32, 8, 9728, tied=True),
