@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from foveal.cli.inspect import _families
 from foveal.cli.main import main
 
 
@@ -61,6 +62,33 @@ def test_a_folder_without_weights(folder: Path, tmp_path: Path, capsys: pytest.C
     assert "stored: no weights in this folder" in capsys.readouterr().out
 
 
+PUBLISHED = Path(__file__).parents[1] / "data_files/published"
+
+
+@pytest.mark.parametrize("name", sorted(p.parent.name for p in PUBLISHED.glob("*/config.json")))
+def test_published_configurations_alone(name: str, capsys: pytest.CaptureFixture[str]):
+    """Without vocabulary and weights: parts and numbers are told, the chat format is not."""
+    assert main(["inspect", str(PUBLISHED / name)]) == 0
+    page = capsys.readouterr().out
+    assert "stored: no weights" in page
+    assert ("vocabulary: none" in page) == (not name.startswith("vit"))
+    assert main(["inspect", str(PUBLISHED / name), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["special_tokens"] is None or name.startswith("vit")
+    sizes = (family["sizes"] for family in _families().values())
+    assert told["parameters"] in [parts for known in sizes for parts in known.values()]
+
+
+def test_an_index_without_its_files_is_no_weights(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert main(["inspect", str(copy)]) == 0
+    assert "stored: no weights in this folder" in capsys.readouterr().out
+
+
 def test_damaged_weights_are_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
@@ -83,6 +111,7 @@ def test_what_is_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Path):
 def test_torch_is_not_needed(folder: Path):
     code = f"""
 import sys
+from foveal.cli.inspect import _families
 from foveal.cli.main import main
 main(["inspect", {str(folder)!r}])
 sys.exit("torch" in sys.modules)
@@ -113,6 +142,7 @@ def test_every_family_with_its_sizes(capsys: pytest.CaptureFixture[str]):
 def test_families_are_listed_without_torch():
     code = """
 import sys
+from foveal.cli.inspect import _families
 from foveal.cli.main import main
 main(["inspect", "--families"])
 sys.exit("torch" in sys.modules)

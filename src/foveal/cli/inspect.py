@@ -12,7 +12,7 @@ from foveal.cli.output import NANO, size, table
 from foveal.core.errors import InputError
 
 if TYPE_CHECKING:
-    from foveal.families.describe import Described
+    from foveal.families.describe import Described, Outline
     from foveal.processing.processor import Processor
     from foveal.weights.checkpoint import Checkpoint
 
@@ -41,10 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
         known = _families()
         print(json.dumps(known, indent=2, ensure_ascii=False) if arguments.json else _families_page(known))
         return 0
-    from foveal.families.describe import describe, folder_of
+    from foveal.families.describe import describe, folder_of, outline
 
-    described = describe(folder_of(arguments.model, weights=False))
-    record = _record(arguments.model, described, _stored(described.folder))
+    folder = folder_of(arguments.model, weights=False)
+    record = _record(arguments.model, outline(folder) or describe(folder), _stored(folder))
     print(json.dumps(record, indent=2, ensure_ascii=False) if arguments.json else _page(record))
     return 0
 
@@ -80,17 +80,17 @@ def _stored(folder: Path) -> "Checkpoint | None":
     """The headers of the folder's weights; None where it holds no weights at all, as after planning from the hub."""
     from foveal.weights.checkpoint import INDEX, SINGLE, open_checkpoint
 
-    return open_checkpoint(folder) if (folder / SINGLE).exists() or (folder / INDEX).exists() else None
+    listed = (folder / INDEX).exists() and any(folder.glob("*.safetensors"))
+    return open_checkpoint(folder) if listed or (folder / SINGLE).exists() else None
 
 
-def _record(model: str | None, described: "Described", stored: "Checkpoint | None") -> dict[str, Any]:
-    from foveal.processing.processor import Processor
+def _record(model: str | None, described: "Described | Outline", stored: "Checkpoint | None") -> dict[str, Any]:
+    from foveal.families.describe import Outline
 
     parts = dict(described.family.parameters(described.config))
     total = sum(parts.values())
-    processor = described.processor
-    media = vars(processor.processing.vision)
-    return {
+    seen = described.vision if isinstance(described, Outline) else described.processor.processing.vision
+    record = {
         "model": model,
         "folder": str(described.folder),
         "family": described.family.name,
@@ -105,15 +105,21 @@ def _record(model: str | None, described: "Described", stored: "Checkpoint | Non
             "files": len({t.file for t in stored.tensors.values()}),
         },
         "config": dataclasses.asdict(described.config),
-        "processing": {name: _plain_record(value) for name, value in media.items()},
-        "special_tokens": len(processor.special_ids),
-    } | (_talk(described, processor) if isinstance(processor, Processor) else {})
+        "processing": {name: _plain_record(value) for name, value in vars(seen).items()},
+    }
+    if isinstance(described, Outline):
+        return {**record, "special_tokens": None}
+    return {**record, "special_tokens": len(described.processor.special_ids), **_talk(described)}
 
 
-def _talk(described: "Described", processor: "Processor") -> dict[str, Any]:
+def _talk(described: "Described") -> dict[str, Any]:
     """What only a model has that answers questions."""
     from foveal.engine.request import Sampling, stop_ids
+    from foveal.processing.processor import Processor
 
+    processor = described.processor
+    if not isinstance(processor, Processor):
+        return {}
     return {
         "context_tokens": processor.context_tokens,
         "generation": {
@@ -152,6 +158,8 @@ def _page(record: Mapping[str, Any]) -> str:
         )
     else:
         lines.append("  stored: no weights in this folder")
+    if record["special_tokens"] is None:
+        lines.append("  vocabulary: none in this folder, so its chat format is not known")
     if "context_tokens" in record:
         lines.append(f"  context: {record['context_tokens']:,} tokens")
     for name, values in (*record["config"].items(), *record["processing"].items()):

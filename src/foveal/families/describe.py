@@ -70,6 +70,46 @@ class Described:
     generation: Mapping[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What config.json alone says, and how media are seen, as far as the folder's files tell."""
+
+    folder: Path
+    family: Family
+    config: Any
+    vision: Any
+    generation: Mapping[str, Any]
+
+
+VOCABULARIES = ("tokenizer.json", "qwen.tiktoken", "vocab.json", "spiece.model")
+"""Files of which a model that reads text has at least one."""
+
+
+def outline(folder: Path) -> Outline | None:
+    """What can be said of a folder without a vocabulary, such as a published configuration; None where one is there
+    or none is needed."""
+    published = read_json(folder / "config.json")
+    family = family_of(published, str(folder / "config.json"))
+    config = family.from_published(published)
+    declared = family.processing(config)
+    silent = isinstance(declared, PictureProcessing) and declared.captions is None
+    if silent or any((folder / name).exists() for name in VOCABULARIES):
+        return None
+    stated = any((folder / name).exists() for name in ("preprocessor_config.json", "processor_config.json"))
+    return Outline(
+        folder=folder,
+        family=family,
+        config=config,
+        vision=declared.vision.read(folder) if stated else declared.vision,
+        generation=_generation(folder),
+    )
+
+
+def _generation(folder: Path) -> Mapping[str, Any]:
+    path = folder / "generation_config.json"
+    return read_json(path) if path.exists() else {}
+
+
 def describe(folder: Path) -> Described:
     """Reads configuration, tokenizer and processing of a checkpoint folder; no weights."""
     published = read_json(folder / "config.json")
@@ -82,14 +122,7 @@ def describe(folder: Path) -> Described:
     else:
         processor = Processor.from_folder(folder, declared, context_tokens=family.context(config))
     _check_ids(published, processor)
-    path = folder / "generation_config.json"
-    return Described(
-        folder=folder,
-        family=family,
-        config=config,
-        processor=processor,
-        generation=read_json(path) if path.exists() else {},
-    )
+    return Described(folder=folder, family=family, config=config, processor=processor, generation=_generation(folder))
 
 
 def _check_ids(published: Mapping[str, Any], processor: Processor | PictureProcessor) -> None:
