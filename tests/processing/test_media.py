@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 
 from foveal.core.errors import BudgetError, InputError, MediaError
 from foveal.core.media import MediaBudget
-from foveal.processing.media import describe, open_image
+from foveal.processing.media import describe, image_size, open_image
 
 BUDGET = MediaBudget()
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
@@ -290,3 +290,19 @@ def test_describe_is_short():
     long = describe("/folder/" + "x" * 10**4 + "/name.jpg")
     assert len(long) < 110
     assert long.endswith("/name.jpg'")
+
+
+def test_sizes_from_headers() -> None:
+    picture = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
+    for turn in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        file = io.BytesIO()
+        picture.save(file, "JPEG", exif=exif)
+        size, found = image_size(file.getvalue(), budget=BUDGET)
+        assert found == turn and size == open_image(file.getvalue(), budget=BUDGET).size
+    cut = file.getvalue()[:-40]  # the header is whole
+    assert image_size(cut, budget=BUDGET)[0] == (20, 30)
+    assert image_size(np.zeros((4, 5), np.uint8), budget=BUDGET) == ((5, 4), 1)
+    with pytest.raises(BudgetError):
+        image_size(file.getvalue(), budget=MediaBudget(image_px=599))

@@ -27,7 +27,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from foveal.core.errors import BudgetError, FovealError, InputError, MediaError
 from foveal.core.media import MediaBudget
-from foveal.processing.image import Alpha, from_array, upright_rgb
+from foveal.processing.image import Alpha, from_array, orientation, upright_rgb
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray
 """What a user may name as a picture."""
@@ -86,6 +86,27 @@ def open_image(source: Source, *, budget: MediaBudget, alpha: Alpha = "white") -
     with open_bytes(source, budget=budget) as stream:
         decoder = _decoder(stream, name)
         return upright_rgb(_decoded(lambda: decoder(stream), name, budget), name, alpha=alpha)
+
+
+def image_size(source: Source, *, budget: MediaBudget) -> tuple[tuple[int, int], int]:
+    """Width and height of the picture once it is upright, and its EXIF orientation (1: it is stored upright).
+
+    Read from the header; the pixels stay packed. Raises as `open_image` does, but for damage behind the header.
+    """
+    name = describe(source)
+
+    def measured(picture: Image.Image) -> tuple[tuple[int, int], int]:
+        turn = orientation(picture)
+        width, height = picture.size
+        return ((height, width) if turn >= 5 else (width, height)), turn
+
+    if isinstance(source, Image.Image):
+        return measured(source)
+    if isinstance(source, np.ndarray):
+        return measured(from_array(source, name))
+    with open_bytes(source, budget=budget) as stream:
+        decoder = _decoder(stream, name)
+        return measured(_decoded(lambda: decoder(stream), name, budget, load=False))
 
 
 @contextmanager
@@ -215,13 +236,16 @@ def _decoder(stream: io.BufferedIOBase, name: str) -> Callable[[Any], ImageFile.
     raise MediaError(f"{name} is {what}, not a picture that is read here; convert it to {FORMATS}.")
 
 
-def _decoded(begin: Callable[[], Image.Image], name: str, budget: MediaBudget) -> Image.Image:
+def _decoded(
+    begin: Callable[[], Image.Image], name: str, budget: MediaBudget, *, load: bool = True
+) -> Image.Image:
     """Reads the header, asks the budget, then decodes. Decoders raise nearly anything; one error leaves here."""
     try:
         with _whole_files_only():
             picture = begin()
             _check_area(picture.width, picture.height, name, budget)
-            picture.load()
+            if load:
+                picture.load()
             return picture
     except FovealError:
         raise

@@ -1,0 +1,366 @@
+"""Formats that are conversations with marks in their texts: LLaVA, ShareGPT, Qwen-VL, qwen-vl-finetune, ms-swift.
+
+Sources: LLaVA's and LLaMA-Factory's data pages, Qwen-VL's README (fine-tuning), the README of qwen-vl-finetune,
+ms-swift's page on custom data sets.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from foveal.core.box import Box, Space
+from foveal.core.errors import neighbours
+from foveal.data.marks import SWIFT, TAGS, TOKENS, Marks, parts_of, text_of
+from foveal.data.reading import Reading, locate_boxes, place_media, pools
+from foveal.data.sample import MEDIA, Sample
+from foveal.data.writing import Format, Writing
+
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
+
+
+# Conversations: a list of turns, each a role and a text.
+
+
+def turns_of(record: Mapping[str, Any]) -> list[Any]:
+    for key in ("messages", "conversations", "conversation"):
+        if isinstance(record.get(key), list):
+            return list(record[key])
+    return []
+
+
+def _said(record: Mapping[str, Any]) -> list[str]:
+    values = [t.get("value", t.get("content")) for t in turns_of(record) if isinstance(t, Mapping)]
+    return [v for v in values if isinstance(v, str)]
+
+
+def _holds(record: Mapping[str, Any], *words: str) -> bool:
+    return any(w in text for text in _said(record) for w in words)
+
+
+def _turns(reading: Reading) -> list[tuple[str, Any]]:
+    """(role, text) of every turn."""
+    turns = reading.first("conversations", "messages", "conversation")
+    if not isinstance(turns, list) or not turns:
+        raise reading.error("it has no turns; expected a list 'conversations' or 'messages'.")
+    found: list[tuple[str, Any]] = []
+    system = reading.first("system")
+    if system:
+        found.append(("system", system))
+    for i, turn in enumerate(turns):
+        if not isinstance(turn, Mapping):
+            raise reading.error(f"turn {i} is {type(turn).__name__}; expected an object.")
+        keys = set(turn)
+        if keys in ({"from", "value"}, {"role", "content"}):
+            role, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+            if role not in ROLES:
+                raise reading.error(f"turn {i} is said by {role!r}; {neighbours(str(role), ROLES)}", "role")
+            found.append((ROLES[role], text))
+        elif keys in ({"human", "assistant"}, {"user", "assistant"}):
+            found += [(ROLES[role], turn[role]) for role in ("human", "user", "assistant") if role in turn]
+        else:
+            raise reading.error(
+                f"turn {i} has the keys {', '.join(map(repr, turn))}; expected 'from' and 'value', or 'role' and "
+                "'content'.",
+                "unknown key",
+            )
+    return found
+
+
+def _talk(marks: Marks, *, newline: bool = False, boxes_in_json: bool = False) -> Callable[[Reading], Sample]:
+    """A reader of conversations."""
+
+    def read(reading: Reading) -> Sample:
+        said = _turns(reading)
+        slots = _objects(reading) if marks.slots else (iter(()), iter(()))
+        space = _stated_space(reading) if boxes_in_json else None
+        messages: list[dict[str, Any]] = []
+        for number, (role, text) in enumerate(said):
+            if not isinstance(text, str):
+                raise reading.error(f"turn {number} is {type(text).__name__}; expected its text.")
+            content: list[dict[str, Any]] = []
+            for piece in _json_boxes(reading, text, space) if space and role == "assistant" else [text]:
+                if isinstance(piece, Box):
+                    content.append({"type": "box", "box": piece})
+                else:
+                    content += parts_of(reading, piece, marks, slots=slots, drop_newline=newline)
+            messages.append({"role": role, "content": content})
+        for left, key, word in zip(slots, ("ref", "bbox"), ("<ref-object>", "<bbox>"), strict=True):
+            if sum(1 for _ in left):
+                raise reading.error(f"objects.{key} has more entries than the text has {word}.", "placeholders")
+        if marks.media:
+            pool = pools(reading, image=("image", "images"), video=("video", "videos"))
+            place_media(reading, messages, pool)
+        _locate(reading, messages)
+        return reading.sample(messages)
+
+    return read
+
+
+def _locate(reading: Reading, messages: list[dict[str, Any]]) -> None:
+    """Boxes get the number of their medium; ms-swift's `image_id` counts images only."""
+    locate_boxes(messages)
+    parts = [p for m in messages for p in m["content"]]
+    media = [p["type"] for p in parts if p["type"] in MEDIA]
+    if not media and any(p["type"] == "box" for p in parts):
+        raise reading.error("it has boxes but no image.", "box")
+
+
+def _objects(reading: Reading) -> tuple[Iterable[str], Iterable[Box]]:
+    """ms-swift's `objects`: names and boxes for the places in the text."""
+    objects = reading.first("objects", default={})
+    if not isinstance(objects, Mapping):
+        raise reading.error(f"'objects' is {type(objects).__name__}; expected an object with 'ref' and 'bbox'.")
+    known = ("ref", "bbox", "bbox_type", "image_id")
+    for key in objects:
+        if key not in known:
+            raise reading.error(f"unknown key {key!r} in 'objects'; {neighbours(str(key), known)}", "unknown key")
+    kind = objects.get("bbox_type", "real")
+    if kind not in ("real", "norm1"):
+        raise reading.error(f"bbox_type is {kind!r}; expected 'real' (pixels) or 'norm1' (0 to 1).", "box")
+    rows, images = objects.get("bbox") or [], objects.get("image_id")
+    owners = [0] * len(rows) if images is None else list(images)
+    if len(owners) != len(rows):
+        raise reading.error(f"objects.image_id has {len(owners)} entries, objects.bbox {len(rows)}.", "box")
+    order = re.findall(r"<image>|<video>", "\n".join(_said(reading.row.record)))
+    media = [i for i, place in enumerate(order) if place == "<image>"]
+    boxes = []
+    for numbers, owner in zip(rows, owners, strict=True):
+        if len(numbers) == 2:
+            raise reading.error(f"objects.bbox has a point {numbers}; points are not read, boxes are.", "box")
+        space = Space.ORIGINAL_PX if kind == "real" else Space.RELATIVE_1000
+        # Nine places keep 0.057 * 1000 from being a hair beside 57.
+        scaled = numbers if kind == "real" else [round(v * 1000, 9) for v in numbers]
+        boxes.append(reading.box("", scaled, space, media[owner] if 0 <= owner < len(media) else int(owner)))
+    return iter(list(objects.get("ref") or [])), iter(boxes)
+
+
+_FENCED = re.compile(r"```json\n(.*?)\n```", re.DOTALL)
+
+
+def _stated_space(reading: Reading) -> Space | None:
+    stated = reading.first("box_space")
+    if stated is None:
+        return reading.settings.space
+    try:
+        return Space(stated)
+    except ValueError:
+        known = [s.value for s in Space]
+        raise reading.error(f"box_space is {stated!r}; {neighbours(str(stated), known)}", "box") from None
+
+
+def _json_boxes(reading: Reading, text: str, space: Space) -> list[str | Box]:
+    """Lists of `{"bbox_2d": [...], "label": ...}` in an answer as boxes; all other words stay as they are."""
+    bare = text.strip()
+    if bare[:1] in "[{" and bare and (boxes := _bbox_2d(reading, bare, space)):
+        return [*boxes]
+    found: list[str | Box] = []
+    at = 0
+    for match in _FENCED.finditer(text):
+        boxes = _bbox_2d(reading, match[1], space)
+        if boxes:
+            found += [text[at : match.start()], *boxes]
+            at = match.end()
+    return [piece for piece in [*found, text[at:]] if piece]
+
+
+def _bbox_2d(reading: Reading, text: str, space: Space) -> list[Box]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return []
+    rows = value if isinstance(value, list) else [value]
+    if not all(isinstance(r, dict) and "bbox_2d" in r and set(r) <= {"bbox_2d", "label"} for r in rows):
+        return []
+    return [reading.box(str(r.get("label", "")), r["bbox_2d"], space, -1) for r in rows]
+
+
+def _write_talk(
+    marks: Marks, keys: tuple[str, str, str], roles: Mapping[str, str], *, newline: bool = False, plural: bool = False
+) -> Callable[[Sample, Writing], dict[str, Any]]:
+    """A writer of conversations. `keys`: of the list, of who speaks, of the text; `plural`: media always in lists."""
+    listed, who, what = keys
+
+    def write(sample: Sample, out: Writing) -> dict[str, Any]:
+        media: dict[str, list[Any]] = {kind: [] for kind in MEDIA}
+        objects = _Objects(sample, out)
+
+        def medium(part: Mapping[str, Any]) -> str:
+            if marks.named:
+                return f"Picture {out.counted(part)}: {marks.named[0]}{out.medium(part)}{marks.named[1]}\n"
+            media[part["type"]].append(out.medium(part))
+            return (marks.media or {})[part["type"]]
+
+        def name(label: str) -> str:
+            if marks.slots:
+                return objects.name(label)
+            start, stop = marks.ref or ("", "")
+            return f"{start}{label}{stop}"
+
+        def box(found: Box) -> str:
+            if marks.slots and not found.points:
+                return objects.box(found)
+            out.last_medium(found)
+            pair = (marks.quad if found.points else marks.box) or ("", "")
+            numbers = out.whole(found)
+            return pair[0] + ",".join(f"({x},{y})" for x, y in zip(numbers[::2], numbers[1::2], strict=True)) + pair[1]
+
+        turns = []
+        for message in sample.messages:
+            if message["role"] not in roles:
+                raise out.refuse(f"a turn is said by {message['role']!r}")
+            text = text_of(
+                message["content"],
+                marks,
+                refuse=out.refuse,
+                name=name if marks.ref else None,
+                box=box,
+                medium=medium,
+                newline=newline,
+            )
+            turns.append({who: roles[message["role"]], what: text})
+        record: dict[str, Any] = {"id": sample.id, listed: turns}
+        for kind, found in media.items():
+            if plural or len(found) > 1:
+                record |= {f"{kind}s" if plural else kind: found} if found else {}
+            elif found:
+                record[kind] = found[0]
+        return record | objects.record()
+
+    return write
+
+
+class _Objects:
+    """ms-swift's `objects` on its way out: all boxes in pixels, or all in 0 to 1."""
+
+    def __init__(self, sample: Sample, out: Writing) -> None:
+        self.out, self.names, self.rows, self.owners = out, list[str](), list[list[float]](), list[int]()
+        plain = [b for b in sample.boxes if not b.points]
+        self.real = bool(plain) and all(b.space is Space.ORIGINAL_PX for b in plain)
+        self.images = [i for i, m in enumerate(sample.media) if m["type"] == "image"]
+
+    def name(self, label: str) -> str:
+        self.names.append(label)
+        return "<ref-object>"
+
+    def box(self, box: Box) -> str:
+        if box.image not in self.images:
+            raise self.out.refuse("a box lies in a video")
+        found = self.out.in_space(box, Space.ORIGINAL_PX if self.real else Space.RELATIVE_1000)
+        self.rows.append([v if self.real else v / 1000 for v in found.corners])
+        self.owners.append(self.images.index(box.image))
+        return "<bbox>"
+
+    def record(self) -> dict[str, Any]:
+        if not self.names and not self.rows:
+            return {}
+        objects: dict[str, Any] = {"ref": self.names, "bbox": self.rows}
+        if self.rows and not self.real:
+            objects["bbox_type"] = "norm1"
+        if any(self.owners):
+            objects["image_id"] = self.owners
+        return {"objects": objects}
+
+
+def _write_json_boxes(sample: Sample, out: Writing) -> dict[str, Any]:
+    """qwen-vl-finetune: boxes of an answer as a JSON list, in the one space that the record states."""
+    spaces = {b.space for b in sample.boxes}
+    if len(spaces) > 1:
+        raise out.refuse("its boxes are in several spaces")
+    messages = []
+    for message in sample.messages:
+        content: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
+        for part in [*message["content"], {"type": "end"}]:
+            if part["type"] == "box":
+                box = out.last_medium(part["box"])
+                if box.points:
+                    raise out.refuse("it has regions with four points")
+                if message["role"] != "assistant":
+                    raise out.refuse("it has boxes outside the answers")
+                label = {"label": box.label} if box.label else {}
+                rows.append({"bbox_2d": [out.short(v) for v in box.corners], **label})
+                continue
+            if rows:
+                lines = ",\n".join(f"\t{json.dumps(row, ensure_ascii=False)}" for row in rows)
+                content.append({"type": "text", "text": f"```json\n[\n{lines}\n]\n```"})
+                rows = []
+            if part["type"] == "text" and spaces and _FENCED.search(part["text"]):
+                raise out.refuse("its words hold a block of JSON beside boxes")
+            if part["type"] != "end":
+                content.append(part)
+        messages.append({"role": message["role"], "content": content})
+    plain = Sample(id=sample.id, messages=tuple(messages), set=sample.set)
+    record = _finetune(plain, out)
+    return record | ({"box_space": spaces.pop().value} if spaces else {})
+
+
+_FROM = {"user": "human", "assistant": "gpt", "system": "system"}
+_SAME = {role: role for role in ("user", "assistant", "system", "tool")}
+_finetune = _write_talk(TOKENS, ("conversations", "from", "value"), _FROM, newline=True)
+_WITH_MEDIA = ("image", "images", "video", "videos")
+
+
+def _conversations(record: Mapping[str, Any]) -> bool:
+    return "conversations" in record and bool(turns_of(record))
+
+
+def _is_list(record: Mapping[str, Any], key: str) -> bool:
+    return isinstance(record.get(key), list)
+
+
+TALKS = (
+    Format(
+        name="swift",
+        help="ms-swift: messages with <ref-object> and <bbox>, filled by objects",
+        fits=lambda r: bool(turns_of(r)) and ("objects" in r or _holds(r, *(SWIFT.slots or ()))),
+        read=_talk(SWIFT),
+        write=_write_talk(SWIFT, ("messages", "role", "content"), _SAME, plural=True),
+    ),
+    Format(
+        name="qwen-vl",
+        help="Qwen-VL: <img>, <ref>, <box> and <quad> in the text",
+        fits=lambda r: (
+            _conversations(r)
+            and _holds(r, "</img>", "</box>", "</ref>", "</quad>")
+            and not any(k in r for k in _WITH_MEDIA)
+        ),
+        read=_talk(TAGS, newline=True),
+        write=_write_talk(TAGS, ("conversations", "from", "value"), {"user": "user", "assistant": "assistant"}),
+        container="json",
+    ),
+    Format(
+        name="qwen-finetune",
+        help="qwen-vl-finetune: image or video (one or a list), boxes as JSON in answers",
+        fits=lambda r: (
+            _conversations(r) and ("video" in r or "box_space" in r or _is_list(r, "image") or _holds(r, '"bbox_2d"'))
+        ),
+        read=_talk(TOKENS, newline=True, boxes_in_json=True),
+        write=_write_json_boxes,
+        container="json",
+    ),
+    Format(
+        name="sharegpt",
+        help="ShareGPT, LLaMA-Factory: messages or conversations, media in lists",
+        fits=lambda r: bool(turns_of(r)) and (not _conversations(r) or "images" in r or "videos" in r),
+        read=_talk(TOKENS),
+        write=_write_talk(TOKENS, ("messages", "role", "content"), _SAME, plural=True),
+        container="json",
+    ),
+    Format(
+        name="llava",
+        help="LLaVA: conversations of from and value, one image",
+        fits=_conversations,
+        read=_talk(TOKENS, newline=True),
+        write=_write_talk(TOKENS, ("conversations", "from", "value"), _FROM, newline=True),
+        container="json",
+    ),
+)
