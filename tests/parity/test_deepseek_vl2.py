@@ -13,8 +13,9 @@ import torch.nn.functional as F
 
 import foveal
 from foveal.core.box import Box, Space
-from foveal.nn.moe import Router, balance_loss, watched
+from foveal.nn.moe import Router, watched
 from foveal.processing.tiles import best_canvas
+from foveal.train.losses.balance import Balance, balance_losses
 from foveal.weights.names import NameMap
 from tests.helpers import deepseek_vl2 as golden
 
@@ -279,8 +280,8 @@ def test_the_gradients_of_training(loaded):
     with watched(network) as routed:
         scores = network(batch, at=rows).logits
     loss = F.cross_entropy(scores, torch.from_numpy(labels[1:][rows]))
-    uneven = sum(balance_loss(layer, batch.starts.tolist()) for layer in routed)
-    (loss + model.config.balance * uneven).backward()
+    uneven = balance_losses(routed, batch.starts.tolist(), Balance(experts=model.config.balance))
+    (loss + uneven.mean).backward()
     names = NameMap.parse(golden.FAMILY.map_text())
     for path, parameter in network.named_parameters():
         wanted = recorded["grad_norms_train_mode"][names.published(path)]

@@ -92,7 +92,10 @@ class Router(nn.Module):
 
 @contextmanager
 def watched(network: nn.Module) -> Iterator[list[Routed]]:
-    """Collects what every router of `network` decides inside, in the order of the layers, for `balance_loss`."""
+    """Collects what every router of `network` decides inside, in the order of the layers, for `balance_loss`.
+
+    Leave it before the backward pass: where activations are checkpointed, routers decide once more there.
+    """
     seen: list[Routed] = []
     hooks = [
         module.register_forward_hook(lambda *call: seen.append(call[-1]))
