@@ -35,6 +35,8 @@ OPENERS = {
     "weights/pickled.py": "tensors that are converted",
     "weights/read.py": "weights",
     "weights/write.py": "weights that are saved",
+    "data/convert.py": "data sets that are written",
+    "data/rows.py": "records of data sets",
     "data/sprites.py": "names and pictures for training",
     "eval/tasks/scenes.py": "scenes of an examination",
     "train/checkpoint.py": "state of a training run",

@@ -31,6 +31,7 @@ ROLES = {
 
 
 def turns_of(record: Mapping[str, Any]) -> list[Any]:
+    """The list of turns of a record; empty where it has none."""
     for key in ("messages", "conversations", "conversation"):
         if isinstance(record.get(key), list):
             return list(record[key])
