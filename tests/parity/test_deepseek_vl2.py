@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 import foveal
 from foveal.core.box import Box, Space
 from foveal.nn.moe import Router, watched
 from foveal.processing.tiles import best_canvas
 from foveal.train.losses.balance import Balance, balance_losses
+from foveal.train.losses.next_token import next_token_loss, targets
 from foveal.weights.names import NameMap
 from tests.helpers import deepseek_vl2 as golden
 
@@ -258,10 +258,10 @@ def test_the_loss_of_the_answers(loaded):
     name, model = loaded
     recorded = golden.read(f"{name}/cases.json")["training"]
     batch = model.process(conversation(recorded["case"]), generate=False)
-    labels = np.array(recorded["labels"])
-    rows = np.flatnonzero(labels[1:] != -100)
-    scores = model.network(batch, at=rows).logits
-    loss = F.cross_entropy(scores, torch.from_numpy(labels[1:][rows]))
+    goal = targets(batch)
+    labels = np.array(recorded["labels"])[1:]
+    assert goal.places.tolist() == np.flatnonzero(labels != -100).tolist()
+    loss = next_token_loss(model.network(batch, at=goal.places).logits, goal).mean
     assert float(loss.detach()) == pytest.approx(recorded["loss_eval_mode"], abs=1e-4)  # worst seen: 2.4e-6
 
 
@@ -273,13 +273,12 @@ def test_the_gradients_of_training(loaded):
         assert model.config.language.mixture.routing.method == "noaux_tc"
         return
     batch = model.process(conversation(recorded["case"]), generate=False)
-    labels = np.array(recorded["labels"])
-    rows = np.flatnonzero(labels[1:] != -100)
+    goal = targets(batch)
     network = golden.FAMILY.build(model.config)
     network.load_state_dict(model.network.state_dict())
     with watched(network) as routed:
-        scores = network(batch, at=rows).logits
-    loss = F.cross_entropy(scores, torch.from_numpy(labels[1:][rows]))
+        scores = network(batch, at=goal.places).logits
+    loss = next_token_loss(scores, goal).mean
     uneven = balance_losses(routed, batch.starts.tolist(), Balance(experts=model.config.balance))
     (loss + uneven.mean).backward()
     names = NameMap.parse(golden.FAMILY.map_text())
