@@ -4,6 +4,7 @@ messages ──▶ parts ──▶ media opened, resized, cut into patches
                └─────▶ segments ──▶ token ids ──▶ runs, spans, positions
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,6 +117,13 @@ class Processor:
             chat=choose_format(found.template, processing.chat, split=split, variables=variables),
             files=found.files,
         )
+
+    def changed(self, *, chat: ChatFormat | None = None, vision: Vision | None = None) -> "Processor":
+        """The same with another chat format or other settings of media; `files` stay those of the checkpoint."""
+        other = copy.copy(self)
+        other.chat = chat or self.chat
+        other.processing = replace(self.processing, vision=vision or self.processing.vision)
+        return other
 
     @property
     def end_of_turn(self) -> int:

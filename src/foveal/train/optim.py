@@ -1,6 +1,7 @@
 """AdamW over float32 copies of parameters that compute in a smaller type."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class MasterAdamW:
     Args:
         rows: (name, parameter, rate) of everything that learns.
         weight_decay: on tensors of two or more dimensions.
-        betas: AdamW's.
+        betas, eps: AdamW's.
         average: share of the old value in the running average of the weights after each step (Polyak); 0 for none.
     """
 
@@ -27,6 +28,7 @@ class MasterAdamW:
         *,
         weight_decay: float,
         betas: tuple[float, float],
+        eps: float = 1e-8,
         average: float = 0.0,
     ) -> None:
         self.rows, self.average = list(rows), average
@@ -43,15 +45,25 @@ class MasterAdamW:
                 for (rate, matrix), params in groups.items()
             ],
             betas=betas,
+            eps=eps,
             fused=True,
         )
 
-    def step(self, factor: float, clip: float) -> float:
-        """One update with all rates times `factor`; returns the norm of the gradient before clipping to `clip`."""
+    def step(self, factor: float, clip: float, *, scale: float = 1.0) -> float:
+        """One update with all rates times `factor`; returns the norm of the gradient before clipping to `clip`.
+
+        Gradients are those of the loss times `scale`. If their norm is no finite number, nothing is updated.
+        """
         for (_, parameter, _), master in zip(self.rows, self.masters, strict=True):
             master.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
+            if scale != 1.0 and master.grad is not None:
+                master.grad /= scale
         norm = float(torch.nn.utils.clip_grad_norm_(self.masters, clip, foreach=True))
+        if not math.isfinite(norm):
+            for master in self.masters:
+                master.grad = None
+            return norm
         for group, rate in zip(self.adam.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.adam.step()
@@ -64,6 +76,22 @@ class MasterAdamW:
             for (_, parameter, _), master in zip(self.rows, self.masters, strict=True):
                 parameter.copy_(master)
         return norm
+
+    def adopt(self, kept: Mapping[str, Tensor]) -> None:
+        """Begins with the weights of another optimizer's `state`, where names agree: an earlier stage's."""
+        with torch.no_grad():
+            for number, ((name, parameter, _), master) in enumerate(zip(self.rows, self.masters, strict=True)):
+                found = learned(kept, name)
+                if found is not None:
+                    master.copy_(found)
+                    parameter.copy_(master)
+                    if self.averages:
+                        self.averages[number].copy_(master)
+
+    def exported(self) -> dict[str, Tensor]:
+        """The learned weights by name, as an export takes them: averaged if there is an average."""
+        weights = self.averages or self.masters
+        return {name: weight for (name, _, _), weight in zip(self.rows, weights, strict=True)}
 
     def state(self) -> dict[str, Tensor]:
         """Everything needed to go on, as named tensors."""
@@ -93,3 +121,8 @@ class MasterAdamW:
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if f"{key}/{name}" in kept
             }
+
+
+def learned(kept: Mapping[str, Tensor], name: str) -> Tensor | None:
+    """What `MasterAdamW.state` holds of the weights of `name`: their average if there is one, in float32."""
+    return kept.get(f"average/{name}", kept.get(f"master/{name}"))

@@ -1,0 +1,171 @@
+"""`Run`: what a recipe returns. A model, the stages that it goes through, and where the results go."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from foveal.core.errors import ConfigError, neighbours
+from foveal.families.base import Family
+from foveal.families.describe import folder_of
+from foveal.families.load import Loaded, load, random_network, save_folder
+from foveal.processing.pictures import PictureProcessor
+from foveal.processing.processor import Processor
+from foveal.train.stage import Stage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fresh:
+    """A model with random weights.
+
+    Attributes:
+        family, config: what it is.
+        processor: its input.
+        seed: of the weights.
+        std: their deviation.
+        begin: changes the network in place, e.g. to take over towers; None for nothing.
+    """
+
+    family: Family
+    config: Any
+    processor: Processor | PictureProcessor
+    seed: int = 0
+    std: float = 0.02
+    begin: Callable[[Any], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a run comes from, for replays: the recipe's file, and what the command line set."""
+
+    recipe: str
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training run.
+
+    Attributes:
+        model: a checkpoint folder or hub name, a `Fresh` one, or None for the small model inside the package.
+        stages: in order; each begins with what the one before learned.
+        folder: receives a folder a stage: `log.jsonl`, checkpoints, and at its end `model`, an official checkpoint.
+        workers: processes that prepare samples; 0: the training process itself.
+        device: "cpu", "cuda", ...; None: an accelerator if there is one.
+        adapt: changes the loaded model before training, e.g. puts adapters in; None for nothing.
+        export: (model, folder) -> writes what a stage gives; None for an official checkpoint.
+        evaluate: (model, step) -> figures, in evaluation mode, logged beside the loss; None for nothing.
+        origin: the recipe that made the run, if one did.
+    """
+
+    model: str | Path | Fresh | None
+    stages: tuple[Stage, ...]
+    folder: Path
+    workers: int = 2
+    device: str | None = None
+    adapt: Callable[[Loaded], None] | None = None
+    export: Callable[[Loaded, Path], None] | None = None
+    evaluate: Callable[[Loaded, int], Mapping[str, float]] | None = None
+    origin: Origin | None = None
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ConfigError("the run has no stage; give it at least one.")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"two stages of the run have one name: {', '.join(names)}.")
+        types = {stage.dtype for stage in self.stages}
+        if len(types) > 1:
+            raise ConfigError(
+                f"the stages compute in {', '.join(sorted(map(str, types)))}; a run has one dtype, so that what stays "
+                "frozen is not rounded on the way."
+            )
+        if not isinstance(self.workers, int) or self.workers < 0:
+            raise ConfigError(f"Run.workers is {self.workers!r}; expected a whole number, 0 or more.")
+
+    def stage(self, name: str) -> Stage:
+        """The stage of this name."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise ConfigError(f"the run has no stage {name!r}; {neighbours(name, [s.name for s in self.stages])}")
+
+    def changed(self, values: Mapping[str, Any]) -> "Run":
+        """The run with other values: "folder" or "workers" of its own, "STAGE.FIELD" of one stage, "train.FIELD" of
+        all stages.
+
+        Raises `ConfigError` for an unknown name.
+        """
+        run, names = self, ["train", *(stage.name for stage in self.stages)]
+        own = {f.name for f in fields(Run)} - {"stages", "origin", "adapt", "export", "evaluate"}
+        for key, value in values.items():
+            first, dot, rest = key.partition(".")
+            if not dot:
+                if key not in own:
+                    raise ConfigError(f"the run has no setting {key!r}; {neighbours(key, [*own, *_dotted(names)])}")
+                new: dict[str, Any] = {key: Path(value) if key == "folder" else value}
+                run = replace(run, **new)
+            elif first not in names:
+                raise ConfigError(f"the run has no stage {first!r}; {neighbours(first, names)}")
+            else:
+                stages = [s.changed({rest: value}) if first in ("train", s.name) else s for s in run.stages]
+                run = replace(run, stages=tuple(stages))
+        return run
+
+    def load(self) -> Loaded:
+        """The model before the first stage."""
+        dtype, device = self.stages[0].dtype, self.device or "cpu"
+        if isinstance(self.model, Fresh):
+            fresh = self.model
+            network = random_network(fresh.family, fresh.config, seed=fresh.seed, std=fresh.std)
+            if fresh.begin is not None:
+                fresh.begin(network)
+            loaded = Loaded(
+                folder=Path(), family=fresh.family, config=fresh.config, processor=fresh.processor, generation={},
+                network=network.to(device),
+            )  # fmt: skip
+        else:
+            loaded = load(folder_of(self.model), dtype=dtype, device=device)
+        if self.adapt is not None:
+            self.adapt(loaded)
+        return loaded
+
+    def save(self, loaded: Loaded, folder: Path) -> None:
+        """Writes the model as `export` says."""
+        if self.export is not None:
+            self.export(loaded, folder)
+            return
+        save_folder(
+            folder,
+            family=loaded.family,
+            config=loaded.config,
+            network=loaded.network,
+            processor=loaded.processor,
+            generation=loaded.generation,
+        )
+
+
+def sized(loaded: Loaded, stage: Stage) -> Loaded:
+    """The model at the picture size of a stage, where its family sees one size.
+
+    Nothing in the network changes: towers resize their tables of positions to the picture (bicubic, as the release).
+    Raises `ConfigError` where the family cannot be set to a side.
+    """
+    side = None if stage.pixels is None else stage.pixels.side_px
+    if side is None:
+        return loaded
+    processor, config = loaded.processor, loaded.config
+    vision = processor.processing.vision
+    if not isinstance(processor, Processor) or not hasattr(config, "side_px") or not hasattr(vision, "sized"):
+        raise ConfigError(
+            f"stage {stage.name}: {loaded.family.name} has no side of pictures to set; use min_px and max_px, or "
+            "leave `pixels` out."
+        )
+    return replace(loaded, config=replace(config, side_px=side), processor=processor.changed(vision=vision.sized(side)))
+
+
+def _dotted(names: list[str]) -> list[str]:
+    return [f"{name}.{field.name}" for name in names for field in fields(Stage)]
