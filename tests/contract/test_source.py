@@ -32,6 +32,7 @@ OPENERS = {
     "weights/arrays.py": "arrays that are converted",
     "weights/checkpoint.py": "headers of weight files",
     "weights/names.py": "name maps",
+    "weights/peft.py": "adapters that are read and saved",
     "weights/pickled.py": "tensors that are converted",
     "weights/read.py": "weights",
     "weights/write.py": "weights that are saved",

@@ -36,6 +36,7 @@ SAMPLING = (
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", nargs="?", help="what to ask; without it, every line of input is a turn")
     parser.add_argument("--model", "-m", metavar="NAME", help="hub name or folder; default: the small model inside")
+    parser.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter to answer with: a folder or hub name")
     parser.add_argument("--image", "-i", action="append", default=[], metavar="FILE", help="can be given several times")
     parser.add_argument("--video", action="append", default=[], metavar="FILE", help="can be given several times")
     parser.add_argument("--system", metavar="TEXT", help="what the system says instead of the default")
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_files(arguments)
     from foveal.engine.model import load
 
-    model = load(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    model = load(arguments.model, dtype=arguments.dtype, device=arguments.device, adapter=arguments.adapter)
     options = {name: getattr(arguments, name) for name in PROCESSING + SAMPLING}
     options = {name: value for name, value in options.items() if value is not None}
     if arguments.question is None:

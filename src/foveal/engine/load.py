@@ -25,6 +25,7 @@ def load(
     device: str | torch.device | None = None,
     revision: str | None = None,
     budget: MediaBudget | None = None,
+    adapter: str | Path | None = None,
 ) -> Model: ...
 
 
@@ -36,6 +37,7 @@ def load(
     device: str | torch.device | None = None,
     revision: str | None = None,
     budget: MediaBudget | None = None,
+    adapter: str | Path | None = None,
 ) -> Any: ...
 
 
@@ -46,6 +48,7 @@ def load(
     device: str | torch.device | None = None,
     revision: str | None = None,
     budget: MediaBudget | None = None,
+    adapter: str | Path | None = None,
 ) -> Any:
     """Opens a model.
 
@@ -56,6 +59,7 @@ def load(
         device: "cpu", "cuda", "mps"; by default an accelerator if there is one.
         revision: branch, tag or commit of a hub name.
         budget: bounds for every medium that the model is asked about.
+        adapter: folder or hub name of a LoRA adapter (PEFT's files), computed beside the weights.
 
     Returns:
         `Model` for what answers questions, `Classifier` for what names pictures, `Dual` for what compares pictures
@@ -67,7 +71,8 @@ def load(
         WeightsError: tensors are missing, surplus or damaged.
     """
     folder = folder_of(name, revision=revision)
-    loaded = load_folder(folder, dtype=dtype, device=default_device() if device is None else device)
+    place = default_device() if device is None else device
+    loaded = load_folder(folder, dtype=dtype, device=place, adapter=adapter)
     bounds = budget or MediaBudget()
     if isinstance(loaded.network, VLM):
         return Model(loaded, budget=bounds)

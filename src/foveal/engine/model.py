@@ -29,6 +29,7 @@ def load(
     device: str | torch.device | None = None,
     revision: str | None = None,
     budget: MediaBudget | None = None,
+    adapter: str | Path | None = None,
 ) -> "Model":
     """Opens a model that answers questions. `foveal.load` opens the others too.
 
@@ -39,6 +40,7 @@ def load(
         device: "cpu", "cuda", "mps"; by default an accelerator if there is one.
         revision: branch, tag or commit of a hub name.
         budget: bounds for every medium that the model is asked about.
+        adapter: folder or hub name of a LoRA adapter (PEFT's files), computed beside the weights.
 
     Raises:
         HubError: the name is no folder and cannot be fetched.
@@ -46,7 +48,8 @@ def load(
         WeightsError: tensors are missing, surplus or damaged.
     """
     folder = folder_of(name, revision=revision)
-    loaded = load_folder(folder, dtype=dtype, device=default_device() if device is None else device)
+    place = default_device() if device is None else device
+    loaded = load_folder(folder, dtype=dtype, device=place, adapter=adapter)
     return Model(loaded, budget=budget or MediaBudget())
 
 

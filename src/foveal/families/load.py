@@ -38,13 +38,20 @@ class Loaded(Described):
     network: nn.Module
 
 
-def load(folder: Path, *, dtype: str | torch.dtype | None = None, device: str | torch.device = "cpu") -> Loaded:
+def load(
+    folder: Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    adapter: str | Path | None = None,
+) -> Loaded:
     """Opens a published checkpoint folder.
 
     Args:
         folder: where the files are.
         dtype: "bfloat16", "float16" or "float32"; by default the type that the files hold.
         device: "cpu", "cuda", "mps" or any torch device.
+        adapter: folder or hub name of updates that are computed beside the weights (PEFT's files).
     """
     described = describe(folder)
     kind = torch_dtype(dtype)
@@ -54,6 +61,10 @@ def load(folder: Path, *, dtype: str | torch.dtype | None = None, device: str | 
     checkpoint = open_checkpoint(folder)
     names = fitting_map(described.family, checkpoint.tensors, lambda names: shapes_fit(network, checkpoint, names))
     fill(network, checkpoint, names, dtype=kind, device=place)
+    if adapter is not None:
+        from foveal.families.adapter import open_adapter
+
+        open_adapter(network, adapter, family=described.family, config=described.config)
     return Loaded(**vars(described), network=network.eval().requires_grad_(False))
 
 

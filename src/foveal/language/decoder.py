@@ -153,8 +153,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T V"]:
         """Scores of every vocabulary entry as the next token."""
-        weight = self.embed.weight if self.head is None else self.head.weight
-        return hidden @ weight.T
+        return hidden @ self.embed.weight.T if self.head is None else self.head(hidden)
 
     def new_cache(self, sequences: int, *, capacity: int = 64) -> Cache:
         """An empty cache with room for `capacity` tokens a sequence before it grows."""
