@@ -24,12 +24,14 @@ class Settings:
         root: folder that relative media paths start from.
         keep: further keys of records that are carried along; "*" for all.
         space: the units of boxes that records write as numbers in JSON answers (`bbox_2d`); None leaves these as words.
+        prefix: of the ids of records without one, which are their numbers.
         mend: repair what can be repaired and note it, for doctors; else it is an error.
     """
 
     root: str
     keep: frozenset[str] = frozenset()
     space: Space | None = None
+    prefix: str = ""
     mend: bool = False
 
 
@@ -46,7 +48,7 @@ class Reading:
     def __post_init__(self) -> None:
         self._left = dict(self.row.record)
         self._known: list[str] = []
-        self.id = str(self.first(*IDS, default=self.number))
+        self.id = str(self.first(*IDS, default=f"{self.settings.prefix}{self.number}"))
 
     def __str__(self) -> str:
         return f"{self.row.where} (id {self.id!r})"
