@@ -32,7 +32,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     convert = verbs.add_parser("convert", help="write a set in another format", allow_abbrev=False)
     convert.add_argument("source", help="file, or folder of shards")
     convert.add_argument("target", help="file to write; nothing is written over")
-    convert.add_argument("--to", required=True, metavar="FORMAT", help="what to write: a format, parquet or webdataset")
+    convert.add_argument(
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        help="messages, swift, qwen-vl, qwen-finetune, sharegpt, llava, grounding or caption; parquet or webdataset "
+        "(with ms-swift's records)",
+    )
     convert.add_argument("--container", metavar="KIND", help="json, jsonl, parquet or webdataset; default: as usual")
     convert.add_argument("--round", action="store_true", help="allow boxes to be rounded to whole thousandths")
     convert.add_argument("--copy", action="store_true", help="copy media beside the target instead of naming them")

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import unicodedata
-from collections import defaultdict
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -51,10 +51,10 @@ def near(a: Print, b: Print) -> bool:
 
 
 class NearIndex:
-    """Prints by bands of their bits: only those that share a band are compared."""
+    """Prints by bands of their bits: only those that share a band are compared, a whole bucket at once."""
 
     def __init__(self) -> None:
-        self._bands: list[dict[int, list[int]]] = [defaultdict(list) for _ in _BANDS]
+        self._bands: list[dict[int, tuple[array[int], array[int]]]] = [{} for _ in _BANDS]
         self._exact: dict[Print, int] = {}
         self.prints: list[Print] = []
 
@@ -65,16 +65,20 @@ class NearIndex:
         number = self._exact[value] = len(self.prints)
         self.prints.append(value)
         for band, key in zip(self._bands, _keys(value.bits), strict=True):
-            band[key].append(number)
+            bits, numbers = band.setdefault(key, (array("Q"), array("Q")))
+            bits.append(value.bits)
+            numbers.append(number)
         return number
 
     def like(self, value: Print) -> list[int]:
         """Numbers of all prints that are near to `value`, the equal one first."""
-        if value in self._exact:
-            first = [self._exact[value]]
-        else:
-            first = []
-        found = {n for band, key in zip(self._bands, _keys(value.bits), strict=True) for n in band.get(key, ())}
+        first = [self._exact[value]] if value in self._exact else []
+        found: set[int] = set()
+        for band, key in zip(self._bands, _keys(value.bits), strict=True):
+            if key in band:
+                bits, numbers = band[key]
+                apart = np.bitwise_count(np.frombuffer(bits, np.uint64) ^ np.uint64(value.bits))
+                found.update(numbers[int(i)] for i in np.flatnonzero(apart <= NEAR_BITS))
         return first + [n for n in sorted(found) if n not in first and near(self.prints[n], value)]
 
 
