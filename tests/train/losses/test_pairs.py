@@ -164,6 +164,31 @@ def test_a_scale_may_be_stored_as_a_row():
     assert bias.grad.tolist() == pytest.approx([wanted["bias"]])
 
 
+class Blocks(torch.utils._python_dispatch.TorchDispatchMode):
+    """The shapes of all matrices that operations return, but for those of features."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.ndim == 2:
+            self.shapes |= (
+                {tuple(result.shape)} if not {1, ranks.WIDTH, ranks.TEACHER_WIDTH} & {*result.shape} else set()
+            )
+        return result
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.endswith("chunk")])
+def test_no_block_of_logits_is_larger_than_a_chunk(name):
+    """24 pairs in blocks of 5: neither forward nor backward makes a larger one."""
+    learned, teacher = ranks.inputs(0, 1, torch.float32)
+    with Blocks() as seen:
+        ranks.variants(teacher)[name](learned).backward()
+    assert seen.shapes == {(a, b) for a in (4, 5) for b in (4, 5)}
+
+
 ROWS = torch.eye(4)
 
 

@@ -1,15 +1,15 @@
 """Sums over all pairs of rows and columns whose logits exist one block at a time.
 
 Logits are `scale * rows @ cols.T`, [R, C]. None of these functions keeps them for the backward pass: it computes
-them again, block by block, which costs one more product of matrices that are small beside the towers. `chunk` is the
-largest side of a block; None takes all pairs as one block.
+them again, block by block, which costs one more product of matrices that are small beside the towers. One block lives
+at a time, changed in place (two in the sigmoid's forward pass). `chunk` is the largest side of a block; None takes all
+pairs as one block.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -60,7 +60,10 @@ class _LogSumExp(torch.autograd.Function):
         for r in _parts(len(rows), chunk):
             for c in _parts(len(cols), chunk):
                 block = (rows[r] @ cols[c].T).mul_(scale)
-                sums[r] = torch.logaddexp(sums[r], block.logsumexp(1))
+                top = block.amax(1)
+                found = block.sub_(top[:, None]).exp_().sum(1).log_().add_(top)
+                sums[r] = torch.logaddexp(sums[r], found)
+                del block  # before the next one is made
         ctx.save_for_backward(rows, cols, scale, sums)
         ctx.chunk = chunk
         return sums
@@ -75,6 +78,7 @@ class _LogSumExp(torch.autograd.Function):
             for c in _parts(len(cols), ctx.chunk):
                 shares = (rows[r] @ cols[c].T).mul_(scale).sub_(sums[r, None]).exp_()
                 back.add(r, c, shares.mul_(gradient[r, None]))
+                del shares
         return *back.gradients(), None
 
 
@@ -97,6 +101,7 @@ class _Expected(torch.autograd.Function):
                 shares = (teacher_rows[r] @ teacher_cols[c].T).mul_(teacher_scale).sub_(sums[r, None]).exp_()
                 # sum_j p_ij <x_i, y_j> = <x_i, sum_j p_ij y_j>: no second block is needed.
                 found[r] += (rows[r] * (shares @ cols[c])).sum(1) * scale
+                del shares
         ctx.save_for_backward(rows, cols, scale, teacher_rows, teacher_cols, teacher_scale, sums)
         ctx.chunk = chunk
         return found
@@ -111,6 +116,7 @@ class _Expected(torch.autograd.Function):
             for c in _parts(len(cols), ctx.chunk):
                 shares = (teacher_rows[r] @ teacher_cols[c].T).mul_(teacher_scale).sub_(sums[r, None]).exp_()
                 back.add(r, c, shares.mul_(gradient[r, None]))
+                del shares
         return *back.gradients(), None, None, None, None
 
 
@@ -125,7 +131,10 @@ class _LogSigmoidSum(torch.autograd.Function):
         for r in _parts(len(rows), chunk):
             for c in _parts(len(cols), chunk):
                 block = _signed(rows[r], cols[c], scale, bias, pairs and r == c)
-                total -= F.logsigmoid(block).sum()
+                # -log sigmoid(x) = max(-x, 0) + log(1 + exp(-|x|))
+                total -= block.clamp(max=0).sum()
+                total += block.abs_().neg_().exp_().log1p_().sum()
+                del block
         return total
 
     @staticmethod
@@ -141,6 +150,7 @@ class _LogSigmoidSum(torch.autograd.Function):
                     block.diagonal().neg_()
                 shift += block.sum()
                 back.add(r, c, block)
+                del block
         mine = (g * gradients[0] for g in back.gradients())
         return *mine, shift * gradients[0], None, None
 
