@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
+from foveal.core.errors import InputError
 from foveal.train.losses.contrastive import GATHERS, contrastive_loss, distill_loss
 from foveal.train.losses.sigmoid import EXCHANGES, sigmoid_loss
 
@@ -86,6 +87,39 @@ def with_gradients(rank: int, world: int, make: Callable = variants, kinds=(torc
     return found
 
 
+def halves(rank: int, world: int) -> Found:
+    """Each half of the processes compares its pairs only; then one process brings fewer pairs than the others."""
+    found: Found = {}
+    groups = [distributed.new_group(list(range(start, start + world // 2))) for start in (0, world // 2)]
+    group = groups[2 * rank // world]
+    for name, call in (
+        ("clip", lambda x: contrastive_loss(x["images"], x["texts"], x["scale"], group=group)),
+        *(
+            (e, lambda x, e=e: sigmoid_loss(x["images"], x["texts"], x["scale"], x["bias"], group=group, exchange=e))
+            for e in EXCHANGES
+        ),
+    ):
+        learned, _ = inputs(rank, world, torch.float64)
+        value = call(learned)
+        value.backward()
+        found[f"halves.{name}.{rank}.value"] = value.detach().numpy()
+        found[f"halves.{name}.{rank}.images"] = learned["images"].grad.numpy()
+    for name, call in (
+        ("clip", lambda x: contrastive_loss(x["images"], x["texts"], x["scale"])),
+        ("bidir", lambda x: sigmoid_loss(x["images"], x["texts"], x["scale"], x["bias"])),
+    ):
+        learned, _ = inputs(rank, world, torch.float64)
+        call({**learned, "images": learned["images"].detach()}).backward()
+        found[f"locked.{name}.{rank}.texts"] = learned["texts"].grad.numpy()
+        learned, _ = inputs(rank, world, torch.float64)
+        fewer = {k: v[: len(v) - (rank == 1)] if v.ndim else v for k, v in learned.items()}
+        try:
+            call(fewer)
+        except InputError as error:
+            found[f"uneven.{name}.{rank}"] = np.array(str(error))
+    return found
+
+
 def on_ranks(compute: Callable[[int, int], Found], world: int) -> Found:
     """What `compute(rank, world)` returns in each of `world` processes, together."""
     with tempfile.TemporaryDirectory() as folder:
@@ -115,4 +149,5 @@ if __name__ == "__main__":
     result: Found = {}
     for world in WORLDS:
         result |= on_ranks(with_gradients, world)
+    result |= on_ranks(halves, WORLDS[-1])
     np.savez(sys.argv[1], **result)

@@ -12,7 +12,7 @@ import torch
 
 from foveal.core.errors import InputError
 from foveal.train.losses.contrastive import contrastive_loss, distill_loss
-from foveal.train.losses.sigmoid import sigmoid_loss
+from foveal.train.losses.sigmoid import EXCHANGES, sigmoid_loss
 from tests.helpers import pair_losses as plain
 from tests.helpers import ranks
 
@@ -125,6 +125,37 @@ def test_each_process_finds_what_open_clip_finds(found, key):
         for leaf, wanted in zip(("value", "scale", "bias", "images", "texts"), rows, strict=True):
             close = np.abs((ours[leaf][:2] if ours[leaf].ndim else ours[leaf]).ravel() - wanted).max()
             assert close <= 1e-13 * np.abs(wanted).max(), (leaf, rank)  # worst seen: 1.4e-15
+
+
+@pytest.mark.parametrize("name", ["clip", *EXCHANGES])
+def test_a_group_compares_its_own_pairs(found, name):
+    """Four processes in two groups of two: each group is a world."""
+    rows, half = ranks.features(), ranks.PAIRS // 2
+    for number in (0, 1):
+        part = slice(number * half, (number + 1) * half)
+        images, texts = rows["images"][part], rows["texts"][part]
+        if name == "clip":
+            wanted = plain.clip(images, texts, ranks.SCALE)
+        else:
+            wanted = plain.siglip(images, texts, ranks.SCALE, ranks.BIAS)
+        parts = [found[f"halves.{name}.{2 * number + rank}.images"] / 2 for rank in (0, 1)]
+        values = [found[f"halves.{name}.{2 * number + rank}.value"] for rank in (0, 1)]
+        assert np.mean(values) == pytest.approx(wanted["value"], rel=1e-13)
+        np.testing.assert_allclose(np.concatenate(parts), wanted["images"], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(("name", "variant"), [("clip", "clip.grad.own"), ("bidir", "siglip.bidir")])
+def test_a_locked_tower_on_four_processes(found, name, variant):
+    for rank in range(4):
+        ours, wanted = found[f"locked.{name}.{rank}.texts"], found[f"4.float64.{variant}.{rank}.texts"]
+        np.testing.assert_array_equal(ours, wanted)
+
+
+@pytest.mark.parametrize("name", ["clip", "bidir"])
+def test_every_process_refuses_uneven_shares(found, name):
+    """Without the check three would wait for ever, or read what is not there."""
+    for rank in range(4):
+        assert "6 x 16, 5 x 16, 6 x 16, 6 x 16 features" in str(found[f"uneven.{name}.{rank}"])
 
 
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
