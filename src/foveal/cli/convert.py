@@ -6,15 +6,18 @@ import json
 from typing import TYPE_CHECKING
 
 from foveal.cli.output import size
+from foveal.core.errors import InputError
 
 if TYPE_CHECKING:
     from foveal.families.convert import Converted
+    from foveal.train.merge import Merged
 
-HELP = "write a checkpoint of another layout as an official folder"
+HELP = "write a checkpoint of another layout, or one with an adapter merged in, as an official folder"
 EXAMPLE = """examples:
   foveal convert ViT-B_16.npz vit-base                                (the authors' ViT)
   foveal convert ViT-B-32.pt clip-base --files openai-clip-folder     (OpenAI's CLIP; the folder has the vocabulary)
   foveal convert deepseek-ai/deepseek-vl-1.3b-chat deepseek --dtype bfloat16
+  foveal convert --merge adapter Qwen/Qwen2-VL-2B-Instruct tuned             (LoRA; the result is proved equal)
 
 Nothing that a file holds is run. The target appears whole or not at all."""
 
@@ -24,10 +27,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", help="folder to write; an earlier checkpoint there is replaced")
     parser.add_argument("--files", metavar="FOLDER", help="where the small files are that the source lacks")
     parser.add_argument("--dtype", metavar="TYPE", help="bfloat16, float16 or float32; default: as stored")
+    parser.add_argument(
+        "--merge", metavar="ADAPTER", help="fold this LoRA adapter (a folder or hub name) into the model"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, metavar="SHARE", help="with --merge: largest difference; default: 1e-5 in float32"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.merge is not None:
+        return _merge(arguments)
+    if arguments.tolerance is not None:
+        raise InputError("--tolerance is for --merge; drop it, or name the adapter.")
     from foveal.families.convert import convert
 
     done = convert(arguments.source, arguments.target, files=arguments.files, dtype=arguments.dtype)
@@ -36,6 +49,36 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(_page(done))
     return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    if arguments.files is not None:
+        raise InputError("--merge takes a model that foveal opens, so --files has no use; convert it first.")
+    from foveal.train.merge import merge_adapter
+
+    done = merge_adapter(
+        arguments.source, arguments.merge, arguments.target, dtype=arguments.dtype, tolerance=arguments.tolerance
+    )
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(done) | {"target": str(done.target)}, indent=2, ensure_ascii=False))
+    else:
+        print(_proof(done))
+    return 0
+
+
+def _proof(done: "Merged") -> str:
+    return "\n".join(
+        [
+            f"merged {done.adapter} into {done.layers} layers of {done.source}",
+            f"  compared {done.values:,} values of {done.samples} samples, the largest {done.largest:.3g}; "
+            f"the adapter moves them by up to {done.moved * done.largest:.3g}",
+            f"  live and merged in float32: apart by {done.difference * done.largest:.1e} "
+            f"({done.difference:.1e} of the largest)",
+            f"  live and written as {done.dtype}: apart by {done.stored * done.largest:.1e} "
+            f"({done.stored:.1e} of the largest, {done.tolerance:.0e} allowed)",
+            f"wrote {done.target}",
+        ]
+    )
 
 
 def _page(done: "Converted") -> str:

@@ -68,8 +68,8 @@ def apply(network: nn.Module, lora: Lora) -> list[str]:
     Raises `ConfigError` for a pattern that no layer matches, naming its neighbours, and for a layer that has updates.
     """
     layers = adaptable(network)
-    names = _chosen(layers, lora.targets)
-    _chosen(dict.fromkeys(names, nn.Identity()), tuple(pattern for pattern, _ in (*lora.ranks, *lora.alphas)))
+    names = chosen(layers, lora.targets)
+    chosen(dict.fromkeys(names, nn.Identity()), tuple(pattern for pattern, _ in (*lora.ranks, *lora.alphas)))
     generator = torch.Generator().manual_seed(lora.seed)
     parts: dict[str, list[LoraPart]] = {}
     for name in names:
@@ -93,7 +93,7 @@ def apply(network: nn.Module, lora: Lora) -> list[str]:
     return names
 
 
-def _chosen(layers: dict[str, nn.Module], patterns: tuple[str, ...]) -> list[str]:
+def chosen(layers: dict[str, nn.Module], patterns: tuple[str, ...]) -> list[str]:
     """Names of the layers that some pattern matches, in the order of the network."""
     found: set[str] = set()
     for pattern in patterns:
