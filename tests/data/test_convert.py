@@ -96,6 +96,17 @@ def test_formats_are_told_apart_after_writing(pictures: Path, tmp_path: Path) ->
     assert kinds["parquet"] == "parquet" and kinds["webdataset"] == "webdataset" and kinds["llava"] == "json"
 
 
+def test_messages_in_a_shard_and_parquet_without_boxes(pictures: Path, tmp_path: Path) -> None:
+    asked = ["See ", {"type": "image", "image": str(pictures / "a.png"), "max_pixels": 999}]
+    source = Listed("set", [Sample(id="1", messages=normal([{"role": "user", "content": asked}]), set="set")])
+    done = convert(source, tmp_path / "x", to="messages", container="webdataset")
+    (_, said, _), *_ = content(open_source(done.target), tmp_path)
+    assert open_source(done.target)[0].media[0]["max_pixels"] == 999 and said[0][1][0] == {
+        "type": "text",
+        "text": "See ",
+    }
+
+
 def test_grounding_and_captions_there_and_back(pictures: Path, tmp_path: Path) -> None:
     box = Box(label="left dog", corners=(1.5, 2, 30, 40), space=Space.ORIGINAL_PX)
     image = {"type": "image", "image": str(pictures / "a.png")}

@@ -1,6 +1,7 @@
 """Every format is found by its content and read into the same form; what is wrong is a named error."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,25 @@ def test_text_only_rows_and_packed_lists(tmp_path: Path) -> None:
     source = open_source(path)
     assert [source[i].where for i in range(4)] == ["x:1[0]", "x:1[1]", "x:2", "x:3[0]"]
     assert contents(source[1], tmp_path) == [[text("2 + 2?")], [text("4")]]
+
+
+def test_parts_that_show_one_of_the_images(tmp_path: Path) -> None:
+    shown = [{"type": "image", "index": 1, "text": None}, {"type": "image", "index": 0}, {"type": "text", "text": "?"}]
+    record = {"messages": [{"role": "user", "content": shown}], "images": ["a.png", "b.jpg"]}
+    source = open_source(
+        write(tmp_path / "x", record, {**record, "images": ["a.png"]}, {**record, "images": ["c"] * 3})
+    )
+    assert contents(source[0], tmp_path) == [[image("b.jpg"), image("a.png"), text("?")]]
+    with pytest.raises(DataError, match="a part shows image 1 of 1"):
+        source[1]
+    with pytest.raises(DataError, match="3 images but 2 parts that show one"):
+        source[2]
+
+
+def test_sources_go_to_other_processes(tmp_path: Path) -> None:
+    source = open_source(write(tmp_path / "x", LLAVA, LLAVA))
+    again = pickle.loads(pickle.dumps(source))  # noqa: S301 (what multiprocessing does)
+    assert [s.messages for s in again] == [s.messages for s in source]
 
 
 def turn(value: str, speaker: str = "human") -> dict:

@@ -4,7 +4,8 @@ import pytest
 
 from foveal.core.box import Box, Space
 from foveal.core.errors import InputError
-from foveal.data.sample import Sample, normal, worded
+from foveal.data.sample import Sample, messages_for, normal, worded
+from foveal.processing.colon_chat import ColonChat
 
 BOX = Box(label="dog", corners=(1, 2, 3, 4), space=Space.ORIGINAL_PX)
 
@@ -42,3 +43,5 @@ def test_questions_in_words() -> None:
     said = worded(asked)
     assert said.text == "Where is the dog?\ndog\nIs the cat there?"
     assert all(p["type"] in ("text", "image", "box") for p in said.parts)
+    assert messages_for(asked, object()) == list(said.messages)
+    assert messages_for(asked, ColonChat) == list(asked.messages)

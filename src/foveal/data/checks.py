@@ -12,7 +12,7 @@ from foveal.data.formats import FileSource
 from foveal.data.prints import Print, print_of
 from foveal.data.reading import NOTES
 from foveal.data.rows import DataError
-from foveal.data.sample import Sample, worded
+from foveal.data.sample import Sample, messages_for
 from foveal.processing.media import describe, image_size, open_bytes, open_image
 from foveal.processing.processor import Processor
 
@@ -223,11 +223,9 @@ class Checks:
     def _count(self, made: Checked, processor: Processor) -> None:
         if made.sample is None:
             return
-        asks = getattr(processor.chat, "asks", False)
-        sample = made.sample if asks else worded(made.sample)
-        limit = self.settings.max_tokens
+        messages, limit = messages_for(made.sample, processor.chat), self.settings.max_tokens
         try:
-            tokens = len(processor.process(list(sample.messages), budget=self.settings.budget, generate=False).tokens)
+            tokens = len(processor.process(messages, budget=self.settings.budget, generate=False).tokens)
         except ContextError as error:
             made.found("too long", str(error), drop=True)
             return

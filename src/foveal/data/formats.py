@@ -9,7 +9,7 @@ from typing import Any
 
 from foveal.core.box import Space
 from foveal.core.errors import InputError, neighbours
-from foveal.data.reading import Reading, Settings, pools
+from foveal.data.reading import Reading, Settings, files_beside, pools
 from foveal.data.rows import DataError, Rows, open_rows
 from foveal.data.sample import MEDIA, Sample
 from foveal.data.source import Chained, Source, checked
@@ -31,17 +31,53 @@ def _read_messages(reading: Reading) -> Sample:
     messages = reading.first("messages")
     if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
         raise reading.error("'messages' is no list of objects.")
+    contents = [c if isinstance(c := m.get("content"), list) else [c] for m in messages]
+    bare = any(_is_bare(part) for content in contents for part in content)
+    beside = {kind: reading.media(f"{kind}s", kind) for kind in MEDIA}
+    if bare and not any(beside.values()):
+        beside["image"] = files_beside(reading)
+    used: dict[str, set[int]] = {kind: set() for kind in MEDIA}
     made = []
-    for message in messages:
-        content = message.get("content")
-        parts = content if isinstance(content, list) else [content]
-        made.append({**message, "content": [_part(reading, p) for p in parts]})
+    for message, content in zip(messages, contents, strict=True):
+        parts = [_filled(reading, p, beside, used) if _is_bare(p) else _part(reading, p) for p in content]
+        made.append({**message, "content": parts})
+    for kind, have in beside.items():
+        if len(used[kind]) != len(have):
+            raise reading.error(f"{len(have)} {kind}s but {len(used[kind])} parts that show one.", "placeholders")
     return reading.sample(made)
+
+
+def _is_bare(part: Any) -> bool:
+    """Whether a part is `{"type": "image"}` without a source: the place of one of the record's `images`."""
+    return (
+        isinstance(part, Mapping)
+        and part.get("type") in MEDIA
+        and {k for k in part if part[k] is not None}
+        <= {
+            "type",
+            "index",
+        }
+    )
+
+
+def _filled(
+    reading: Reading, part: Mapping[str, Any], beside: Mapping[str, list[Any]], used: dict[str, set[int]]
+) -> dict[str, Any]:
+    """Such a part with the medium that it shows: number `index`, or the next."""
+    kind = part["type"]
+    number = part.get("index")
+    if number is None:
+        number = len(used[kind])
+    if not isinstance(number, int) or not 0 <= number < len(beside[kind]):
+        raise reading.error(f"a part shows {kind} {number!r} of {len(beside[kind])}.", "placeholders")
+    used[kind].add(number)
+    return {"type": kind, kind: beside[kind][number]}
 
 
 def _part(reading: Reading, part: Any) -> Any:
     if not isinstance(part, Mapping):
         return part
+    part = {k: v for k, v in part.items() if v is not None}
     for kind in MEDIA:
         found = part.get(kind)
         if isinstance(found, str) or (isinstance(found, Mapping) and set(found) <= {"bytes", "path"}):
@@ -231,6 +267,13 @@ class FileSource:
 
     def __getitem__(self, index: int) -> Sample:
         return self.form.read(self.reading(index))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes: the format goes by its name."""
+        return {**vars(self), "form": self.form.name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, form=format_named(state["form"]))
 
     def reading(self, index: int) -> Reading:
         """Sample number `index` before it is read; for doctors."""

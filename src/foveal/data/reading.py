@@ -141,8 +141,13 @@ def pools(reading: Reading, **keys: Sequence[str]) -> dict[str, list[Any]]:
     images."""
     found: dict[str, list[Any]] = {kind: reading.media(*names) for kind, names in keys.items()}
     if not any(found.values()) and reading.row.files:
-        found["image"] = [reading.row.files[k] for k in sorted(reading.row.files, key=_natural)]
+        found["image"] = files_beside(reading)
     return found
+
+
+def files_beside(reading: Reading) -> list[Any]:
+    """The files beside a record in an archive, in the order of the numbers in their names."""
+    return [reading.row.files[k] for k in sorted(reading.row.files, key=_natural)]
 
 
 def _natural(name: str) -> tuple[int, str]:

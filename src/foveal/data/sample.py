@@ -117,6 +117,14 @@ def worded(sample: Sample) -> Sample:
     return replace(sample, messages=normal(messages, str(sample)))
 
 
+def messages_for(sample: Sample, chat: Any) -> list[dict[str, Any]]:
+    """The sample's messages as a processor with this chat format takes them: `worded` unless it has the marks."""
+    marked = any(part["type"] in ("ref", "grounding") for part in sample.parts)
+    if marked and not getattr(chat, "asks", False):
+        sample = worded(sample)
+    return list(sample.messages)
+
+
 def _words(part: Mapping[str, Any]) -> str:
     if part["type"] == "box":
         return part["box"].label
