@@ -40,9 +40,9 @@ def guide_loss(
     starts: Sequence[int],
     guide: Guide,
 ) -> tuple[Tensor, float]:
-    """Minus the logarithm of the share of attention that goes where it should, and that share, over queries and `heads`.
+    """Minus the logarithm of the share of attention that goes where it should, and that share: means over queries.
 
-    `x` is what `layer` gets: the output of the layer before, as `VLM.forward(keep=...)` returns it. A query without
+    `x` is what `layer` gets, i.e. the output of the layer before, as `VLM.forward(keep=...)` returns it. A query without
     a wanted token does not count. Raises `InputError` if `layer` has no plain attention or lacks one of `heads`.
     """
     block = decoder.layers[layer]
