@@ -46,7 +46,14 @@ def test_says_what_is_wrong(values, message):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("[1]", "JSON list, expected an object"), ("{", "not a readable JSON"), (None, "exist")]
+    ("content", "message"),
+    [
+        ("[1]", "JSON list, expected an object"),
+        ("{", "not a readable JSON"),
+        ('{"a": NaN}', "NaN is no JSON number"),
+        ("[" * 100_000, "not a readable JSON"),
+        (None, "exist"),
+    ],
 )
 def test_read_json_names_the_file(tmp_path, content, message):
     path = tmp_path / "config.json"

@@ -128,6 +128,9 @@ def test_stop_ids():
     assert stop_ids({"eos_token_id": [3, 4]}, 9) == {3, 4}
     assert stop_ids({"eos_token_id": 3}, 9) == {3}
     assert stop_ids({}, 9) == {9}
+    for stated in ({}, "</s>", [3, None], True):
+        with pytest.raises(ConfigError, match=r"eos_token_id is .* expected an id or a list of ids"):
+            stop_ids({"eos_token_id": stated}, 9)
 
 
 def test_length_when_nobody_says():

@@ -134,6 +134,7 @@ def test_settings_of_the_folder_stand_above_the_family_s(tmp_path):
         (ORIGINAL, {"processor": {"sft_format": "plain"}}, "sft_format is 'plain'"),
         (ORIGINAL, {"preprocessor": {"image_size": 1024}}, "image_size is 1024.*144 x 144"),
         (ORIGINAL, {"preprocessor": {"rescale_factor": 1}}, "rescale_factor is 1"),
+        (ORIGINAL, {"preprocessor": {"rescale_factor": [1]}}, r"rescale_factor is \[1\]"),
         (ORIGINAL, {"preprocessor": {"image_mean": [0.5, 0.5]}}, "are no colours"),
         (ORIGINAL, {"preprocessor": {"background_color": [0, 0, 0]}}, r"background_color is \[0, 0, 0\]"),
         (PORT, {"preprocessor": {"do_pad": False}}, "do_pad is False"),

@@ -146,6 +146,14 @@ def test_other_tokenizers_are_refused(change, message, tmp_path):
         read_captions(tmp_path, context=8)
 
 
+def test_a_special_token_that_is_no_text_is_refused(tmp_path):
+    siglip.gemma_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": 1}))
+    with pytest.raises(ConfigError, match="a special token is 1"):
+        read_captions(tmp_path, context=8)
+
+
 def test_missing_files(tmp_path):
     with pytest.raises(ConfigError, match=r"holds neither spiece\.model nor tokenizer\.json"):
         read_captions(tmp_path, context=8)

@@ -58,6 +58,7 @@ def test_what_is_written_is_read_again(tmp_path, square):
         ({"do_normalize": False}, "do_normalize=False is not supported"),
         ({"rescale_factor": 0.5}, "rescale_factor=0.5 is not supported"),
         ({"resample": 0}, "resample is 0"),
+        ({"resample": [3]}, r"resample is \[3\]"),
         ({"image_mean": [0.5]}, "expected three numbers"),
         ({"do_resise": True}, "unknown setting 'do_resise'.*'do_resize'"),
     ],

@@ -80,11 +80,15 @@ def text_of(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from `path`; raises `ConfigError` that names the file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; a checkpoint folder needs it.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not a readable JSON file: {error}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds a JSON {type(value).__name__}, expected an object.")
     return value
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is no JSON number.")

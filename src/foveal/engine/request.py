@@ -93,7 +93,10 @@ def stop_ids(published: Mapping[str, Any], fallback: int) -> frozenset[int]:
     stated = published.get("eos_token_id")
     if stated is None:
         return frozenset((fallback,))
-    return frozenset(stated if isinstance(stated, list) else [stated])
+    ids = stated if isinstance(stated, list) else [stated]
+    if not all(type(i) is int for i in ids):
+        raise ConfigError(f"generation_config.json: eos_token_id is {stated!r}; expected an id or a list of ids.")
+    return frozenset(ids)
 
 
 def answer_tokens(published: Mapping[str, Any], fallback: int) -> int:

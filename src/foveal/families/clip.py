@@ -97,7 +97,7 @@ def _section(top: Reader, name: str) -> Reader:
 
 
 def _activation(part: Reader) -> str:
-    name = part.get("hidden_act", "quick_gelu")
+    name = part.word("hidden_act", "quick_gelu")
     if name not in ACTIVATIONS:
         raise ConfigError(f"{part.where}: hidden_act is {name!r}; {neighbours(str(name), ACTIVATIONS)}")
     return ACTIVATIONS[name]
@@ -113,7 +113,7 @@ def _vision(seen: Reader) -> PlainConfig:
         patch=patch,
         side=side_px // patch,
         channels=seen.integer("num_channels", 3),
-        eps=float(seen.get("layer_norm_eps", 1e-5)),
+        eps=seen.number("layer_norm_eps", 1e-5),
         activation=_activation(seen),
         class_token=True,
         patch_bias=False,
@@ -140,7 +140,7 @@ def _text(text: Reader, embed: int) -> TextConfig:
         activation=_activation(text),
         pool=pool,
         eos=eos if pool == "eos" else None,
-        eps=float(text.get("layer_norm_eps", 1e-5)),
+        eps=text.number("layer_norm_eps", 1e-5),
     )
     text.finish(_OLD_KEYS)
     return config
@@ -180,7 +180,7 @@ def _from_open_clip(model: Reader) -> Config:
             width=width,
             depth=seen.integer("layers", 12),
             heads=width // head_width,
-            mlp_width=int(width * seen.get("mlp_ratio", 4.0)),
+            mlp_width=int(width * seen.number("mlp_ratio", 4.0)),
             patch=patch,
             side=side_px // patch,
             eps=1e-5,
@@ -204,7 +204,7 @@ def _from_open_clip(model: Reader) -> Config:
         width=wide,
         depth=text.integer("layers", 12),
         heads=text.integer("heads", 8),
-        mlp_width=int(wide * text.get("mlp_ratio", 4.0)),
+        mlp_width=int(wide * text.number("mlp_ratio", 4.0)),
         context=text.integer("context_length", 77),
         embed=embed,
         causal=True,

@@ -100,9 +100,9 @@ def from_published(published: Mapping[str, Any]) -> Config:
         linears=joined.integer("depth", 2),
         widen=joined.integer("mlp_ratio", 1),
         global_first=where == "head",
-        balance=float(said.get("aux_loss_alpha", 0.001)),
-        begin=said.get("bos_token_id", 100000),
-        end=said.get("eos_token_id", 100001),
+        balance=said.number("aux_loss_alpha", 0.001, zero=True),
+        begin=said.integer("bos_token_id", 100000, zero=True),
+        end=said.integer("eos_token_id", 100001, zero=True),
     )
     for part in (top, seen, said, joined):
         part.finish()
@@ -127,7 +127,7 @@ def _vision(seen: Reader) -> tuple[PlainConfig, int]:
         width=width,
         depth=seen.integer("layers", 24),
         heads=seen.integer("heads", 16),
-        mlp_width=int(width * float(seen.get("mlp_ratio", 4))),
+        mlp_width=int(width * seen.number("mlp_ratio", 4.0)),
         patch=patch,
         side=image // patch,
         activation="gelu_tanh",
@@ -176,9 +176,9 @@ def _language(said: Reader) -> ExpertDecoderConfig:
         latent=latent,
         yarn=_yarn(said.section("rope_scaling")),
         mixture=_mixture(said),
-        eps=float(said.get("rms_norm_eps", 1e-6)),
-        theta=float(said.get("rope_theta", 10000.0)),
-        tied=bool(said.get("tie_word_embeddings", False)),
+        eps=said.number("rms_norm_eps", 1e-6),
+        theta=said.number("rope_theta", 10000.0),
+        tied=said.flag("tie_word_embeddings", False),
         context=said.integer("max_position_embeddings", 2048),
     )
 
@@ -190,12 +190,12 @@ def _yarn(scaling: Reader | None) -> Yarn | None:
     if kind != "yarn":
         raise ConfigError(f"{scaling.where}: type is {kind!r}; this family computes only 'yarn'.")
     yarn = Yarn(
-        factor=float(scaling.get("factor", 1.0)),
+        factor=scaling.number("factor", 1.0),
         trained=scaling.integer("original_max_position_embeddings", 4096),
-        fast=float(scaling.get("beta_fast", 32)),
-        slow=float(scaling.get("beta_slow", 1)),
-        weight=float(scaling.get("mscale", 1)),
-        weight_all=float(scaling.get("mscale_all_dim", 0)),
+        fast=scaling.number("beta_fast", 32.0),
+        slow=scaling.number("beta_slow", 1.0),
+        weight=scaling.number("mscale", 1.0),
+        weight_all=scaling.number("mscale_all_dim", 0.0, zero=True),
     )
     scaling.finish()
     return yarn
@@ -208,9 +208,9 @@ def _mixture(said: Reader) -> Mixture | None:
             raise ConfigError(f"{said.where}: {key} is {value!r}; a whole number is expected.")
     every = said.integer("moe_layer_freq", 1)
     width, chosen = said.integer("moe_intermediate_size", 1407), said.get("num_experts_per_tok", None)
-    groups, kept = said.get("n_group", None) or 1, said.get("topk_group", None) or 1
-    method, score = said.get("topk_method", "greedy"), said.get("scoring_func", "softmax")
-    normalise, scale = said.get("norm_topk_prob", False), float(said.get("routed_scaling_factor", 1.0))
+    groups, kept = (1 if said.get(key, None) is None else said.integer(key) for key in ("n_group", "topk_group"))
+    method, score = said.word("topk_method", "greedy"), said.word("scoring_func", "softmax")
+    normalise, scale = said.flag("norm_topk_prob", False), said.number("routed_scaling_factor", 1.0)
     experts = said.get("n_routed_experts", None)
     if experts is None:
         return None
@@ -221,7 +221,7 @@ def _mixture(said: Reader) -> Mixture | None:
         score=score,
         groups=groups,
         kept_groups=kept,
-        normalise=bool(normalise) and chosen > 1,
+        normalise=normalise and chosen > 1,
         scale=scale,
     )
     return Mixture(routing=routing, width=width, shared=shared, first=first, every=every)

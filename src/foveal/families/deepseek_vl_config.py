@@ -32,7 +32,7 @@ def from_transformers(top: Reader) -> Config:
     hybrid = top.values.get("model_type") == "deepseek_vl_hybrid"
     language = read_decoder(top.need("text_config"), tied=top.get("tie_word_embeddings", None))
     seen = top.need("vision_config")
-    activation = seen.get("hidden_act", "gelu_pytorch_tanh")
+    activation = seen.word("hidden_act", "gelu_pytorch_tanh")
     width, patch = seen.integer("hidden_size", 768), seen.integer("patch_size", 16)
     low = PlainConfig(
         width=width,
@@ -41,7 +41,7 @@ def from_transformers(top: Reader) -> Config:
         mlp_width=seen.integer("intermediate_size", 3072),
         patch=patch,
         side=whole_side(seen, seen.integer("image_size", 224), patch),
-        eps=float(seen.get("layer_norm_eps", 1e-6)),
+        eps=seen.number("layer_norm_eps", 1e-6),
         activation="gelu_tanh" if activation == "gelu_pytorch_tanh" else activation,
     )
     seen.require("num_channels", 3)
@@ -69,18 +69,18 @@ def _transformers_sam(part: Reader, low_side: int) -> SamConfig:
         part.integer("output_channels", 256),
     )
     part.require("hidden_act", "gelu")
-    ratio = part.get("mlp_ratio", 4.0)
+    ratio = part.number("mlp_ratio", 4.0)
     return SamConfig(
         width=width,
         depth=part.integer("num_hidden_layers", 12),
         heads=part.integer("num_attention_heads", 12),
-        mlp_width=part.get("mlp_dim", None) or int(width * ratio),
+        mlp_width=int(width * ratio) if part.get("mlp_dim", None) is None else part.integer("mlp_dim"),
         patch=patch,
         side=whole_side(part, part.integer("image_size", 1024), patch),
-        eps=float(part.get("layer_norm_eps", 1e-6)),
+        eps=part.number("layer_norm_eps", 1e-6),
         norm_after=False,
         window=part.integer("window_size", 14),
-        full=tuple(part.get("global_attn_indexes", (2, 5, 8, 11))),
+        full=part.integers("global_attn_indexes", (2, 5, 8, 11)),
         neck=neck,
         down=(2 * neck, 4 * neck),
         resized=4 * low_side,
@@ -154,18 +154,18 @@ def read_decoder(text: Reader, tied: bool | None) -> DecoderConfig:
     rope = text.section("rope_parameters") or Reader({}, "rope_parameters")
     rope.require("rope_type", "default")
     width, heads = text.integer("hidden_size", 4096), text.integer("num_attention_heads", 32)
-    head_dim = text.get("head_dim", None) or width // heads
+    head_dim = width // heads if text.get("head_dim", None) is None else text.integer("head_dim")
     stated = text.get("tie_word_embeddings", False)
     config = DecoderConfig(
         width=width,
         depth=text.integer("num_hidden_layers", 32),
         heads=heads,
-        kv_heads=text.get("num_key_value_heads", None) or heads,
+        kv_heads=heads if text.get("num_key_value_heads", None) is None else text.integer("num_key_value_heads"),
         head_dim=head_dim,
         mlp_width=text.integer("intermediate_size", 11008),
         vocab=text.integer("vocab_size", 32000),
-        eps=float(text.get("rms_norm_eps", 1e-6)),
-        theta=float(rope.get("rope_theta", text.get("rope_theta", 10000.0))),
+        eps=text.number("rms_norm_eps", 1e-6),
+        theta=rope.number("rope_theta", text.number("rope_theta", 10000.0)),
         section=(head_dim // 2,),
         qkv_bias=False,
         tied=stated if tied is None else tied,

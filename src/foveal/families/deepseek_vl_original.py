@@ -97,7 +97,7 @@ def _original_sam(part: Reader) -> tuple[SamConfig, Normalize | None]:
 
 def _sizes(part: Reader, known: Mapping[str, Mapping[str, Any]], default: str) -> dict[str, Any]:
     """A tower's sizes: by its name, and what the file states itself stands above that."""
-    name = part.get("model_name", default)
+    name = part.word("model_name", default)
     keys = known[default]
     stated = {key: part.get(key, None) for key in keys}
     if name not in known and None in stated.values():

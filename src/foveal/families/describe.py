@@ -49,7 +49,7 @@ def family_of(published: Mapping[str, Any], where: str = "config.json") -> Famil
     """The family that answers to a published configuration's `model_type`."""
     kind = published.get("model_type")
     known = {name: family for family in families().values() for name in family.reads}
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         if kind is None:
             raise ConfigError(f"{where} has no 'model_type'; known: {', '.join(sorted(known))}.")
         raise ConfigError(f"{where}: unknown model_type {kind!r}; {neighbours(str(kind), known)}")

@@ -1,6 +1,7 @@
 """Reading a published config.json: every key is used, known to be harmless, or named in a warning."""
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,13 +32,37 @@ class Reader:
         self._read.add(key)
         return self.values.get(key, default)
 
-    def integer(self, key: str, default: Any = _MISSING) -> int:
-        """A whole number above 0; `ConfigError` names the key otherwise."""
+    def integer(self, key: str, default: Any = _MISSING, *, zero: bool = False) -> int:
+        """A whole number above 0, or with `zero` from 0; `ConfigError` names the key otherwise."""
         value = self.get(key, default)
         if value is _MISSING:
             raise ConfigError(f"{self.where}: {key!r} is missing; a whole number is expected.")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{self.where}: {key} is {value!r}; a whole number above 0 is expected.")
+        if isinstance(value, bool) or not isinstance(value, int) or value < (0 if zero else 1):
+            least = "0 or more" if zero else "above 0"
+            raise ConfigError(f"{self.where}: {key} is {value!r}; a whole number {least} is expected.")
+        return value
+
+    def number(self, key: str, default: float, *, zero: bool = False) -> float:
+        """A finite number above 0, or with `zero` from 0; `ConfigError` names the key otherwise."""
+        value = self.get(key, default)
+        plain = isinstance(value, int | float) and not isinstance(value, bool)
+        if not plain or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+            least = "0 or more" if zero else "above 0"
+            raise ConfigError(f"{self.where}: {key} is {value!r}; a number {least} is expected.")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """true or false; `ConfigError` names the key otherwise."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{self.where}: {key} is {value!r}; true or false is expected.")
+        return value
+
+    def word(self, key: str, default: str) -> str:
+        """A text; `ConfigError` names the key otherwise."""
+        value = self.get(key, default)
+        if not isinstance(value, str):
+            raise ConfigError(f"{self.where}: {key} is {value!r}; a text is expected.")
         return value
 
     def integers(self, key: str, default: Sequence[int]) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ def from_published(published: Mapping[str, Any]) -> Config:
     seen.require("spatial_patch_size", patch)
     turns = seen.section("rope_parameters") or Reader({}, "rope")
     turns.require("rope_type", "axial", "default")
-    channels = seen.get("in_chans", 3)
+    channels = seen.integer("in_chans", 3)
     seen.require("in_channels", channels)
     vision = WindowConfig(
         width=seen.integer("hidden_size"),
@@ -57,7 +57,7 @@ def from_published(published: Mapping[str, Any]) -> Config:
         merge=seen.integer("spatial_merge_size", 2),
         temporal=seen.integer("temporal_patch_size", 2),
         channels=channels,
-        theta=float(turns.get("rope_theta", 10000.0)),
+        theta=turns.number("rope_theta", 10000.0),
         window_px=seen.integer("window_size", 112),
         full=seen.integers("fullatt_block_indexes", (7, 15, 23, 31)),
     )

@@ -9,11 +9,11 @@ from foveal.language.config import DecoderConfig
 
 def read_decoder(top: Reader) -> DecoderConfig:
     """Sizes from config.json in the released flat form or in the nested form that transformers 5 writes."""
-    tied = top.get("tie_word_embeddings", False)
+    tied = top.flag("tie_word_embeddings", False)
     nested = top.section("text_config")
     text = nested or top
     if nested:
-        tied = nested.get("tie_word_embeddings", tied)
+        tied = nested.flag("tie_word_embeddings", tied)
     text.require("hidden_act", "silu")
     text.require("use_sliding_window", False)
     rope = text.section("rope_scaling") or text.section("rope_parameters") or Reader({}, "rope")
@@ -31,9 +31,9 @@ def read_decoder(top: Reader) -> DecoderConfig:
         head_dim=width // heads,
         mlp_width=text.integer("intermediate_size"),
         vocab=text.integer("vocab_size"),
-        eps=float(text.get("rms_norm_eps", 1e-5)),
-        theta=float(rope.get("rope_theta", text.get("rope_theta", 1_000_000.0))),
-        section=tuple(rope.get("mrope_section", (16, 24, 24))),
+        eps=text.number("rms_norm_eps", 1e-5),
+        theta=rope.number("rope_theta", text.number("rope_theta", 1_000_000.0)),
+        section=rope.integers("mrope_section", (16, 24, 24)),
         tied=tied,
         context=text.integer("max_position_embeddings"),
     )

@@ -49,19 +49,19 @@ def from_published(published: Mapping[str, Any]) -> Config:
     seen.require("spatial_patch_size", patch)
     turns = seen.section("rope_parameters") or Reader({}, "rope")
     turns.require("rope_type", "axial", "default")
-    channels = seen.get("in_chans", 3)
+    channels = seen.integer("in_chans", 3)
     seen.require("in_channels", channels)
     vision_width = seen.integer("embed_dim")
     vision = VisionConfig(
         width=vision_width,
         depth=seen.integer("depth"),
         heads=seen.integer("num_heads"),
-        mlp_width=int(vision_width * seen.get("mlp_ratio", 4)),
+        mlp_width=int(vision_width * seen.number("mlp_ratio", 4.0)),
         patch=patch,
         merge=seen.integer("spatial_merge_size", 2),
         temporal=seen.integer("temporal_patch_size", 2),
         channels=channels,
-        theta=float(turns.get("rope_theta", 10000.0)),
+        theta=turns.number("rope_theta", 10000.0),
     )
     for part in (top, seen, turns):
         part.finish()

@@ -61,7 +61,7 @@ def from_published(published: Mapping[str, Any]) -> Config:
             "dense": text.integers("mlp_only_layers", ()),
             "every": text.integer("decoder_sparse_step", 1),
         }
-    own_tie = text.get("tie_word_embeddings", False)  # transformers 5 writes a default here that does not count
+    own_tie = text.flag("tie_word_embeddings", False)  # transformers 5 writes a default here that does not count
     language = NormedDecoderConfig(
         width=width,
         depth=text.integer("num_hidden_layers"),
@@ -70,10 +70,10 @@ def from_published(published: Mapping[str, Any]) -> Config:
         head_dim=text.integer("head_dim", width // heads),
         mlp_width=text.integer("intermediate_size"),
         vocab=text.integer("vocab_size"),
-        eps=float(text.get("rms_norm_eps", 1e-6)),
-        theta=float(rope.get("rope_theta", text.get("rope_theta", 500_000.0))),
+        eps=text.number("rms_norm_eps", 1e-6),
+        theta=rope.number("rope_theta", text.number("rope_theta", 500_000.0)),
         section=rope.integers("mrope_section", (24, 20, 20)),
-        tied=top.get("tie_word_embeddings", own_tie),
+        tied=top.flag("tie_word_embeddings", own_tie),
         context=text.integer("max_position_embeddings"),
         **experts,
     )
@@ -96,7 +96,7 @@ def from_published(published: Mapping[str, Any]) -> Config:
         merge=seen.integer("spatial_merge_size", 2),
         temporal=seen.integer("temporal_patch_size", 2),
         channels=seen.integer("in_channels", 3),
-        theta=float(turns.get("rope_theta", 10000.0)),
+        theta=turns.number("rope_theta", 10000.0),
         side=side,
         inner=inner,
     )

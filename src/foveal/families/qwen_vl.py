@@ -82,7 +82,7 @@ def from_published(published: Mapping[str, Any]) -> Config:
     inner = top.integer("intermediate_size")
     if inner % 2:
         raise ConfigError(f"config.json: intermediate_size {inner} is odd; it counts the gate and the gated half.")
-    turned = int(size * float(top.get("rotary_pct", 1.0)))
+    turned = int(size * top.number("rotary_pct", 1.0))
     top.require("no_bias", True)
     top.require("scale_attn_weights", True)
     top.require("tie_word_embeddings", False)
@@ -98,13 +98,13 @@ def from_published(published: Mapping[str, Any]) -> Config:
         head_dim=size,
         mlp_width=inner // 2,
         vocab=top.integer("vocab_size"),
-        eps=float(top.get("layer_norm_epsilon", 1e-6)),
-        theta=float(top.get("rotary_emb_base", 10000.0)),
+        eps=top.number("layer_norm_epsilon", 1e-6),
+        theta=top.number("rotary_emb_base", 10000.0),
         section=(turned // 2,),
         context=top.integer("max_position_embeddings", 8192),
         trained=top.integer("seq_length", 2048),
-        ntk=bool(top.get("use_dynamic_ntk", True)),
-        logn=bool(top.get("use_logn_attn", True)),
+        ntk=top.flag("use_dynamic_ntk", True),
+        logn=top.flag("use_logn_attn", True),
     )
     seen.require("output_dim", width)
     seen.require("n_queries", SIDE**2)
@@ -113,7 +113,7 @@ def from_published(published: Mapping[str, Any]) -> Config:
         width=tower,
         depth=seen.integer("layers"),
         heads=seen.integer("heads"),
-        mlp_width=int(tower * float(seen.get("mlp_ratio", 4.9231))),
+        mlp_width=int(tower * seen.number("mlp_ratio", 4.9231)),
         patch=seen.integer("patch_size", 14),
         side=SIDE,
         **TOWER,

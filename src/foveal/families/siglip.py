@@ -73,7 +73,7 @@ def from_published(published: Mapping[str, Any]) -> Config:
             patch=patch,
             side=side_px // patch,
             channels=seen.integer("num_channels", 3),
-            eps=float(seen.get("layer_norm_eps", 1e-6)),
+            eps=seen.number("layer_norm_eps", 1e-6),
             activation=_activation(seen),
         ),
         text=TextConfig(
@@ -87,7 +87,7 @@ def from_published(published: Mapping[str, Any]) -> Config:
             causal=False,
             activation=_activation(text),
             pool="last",
-            eps=float(text.get("layer_norm_eps", 1e-6)),
+            eps=text.number("layer_norm_eps", 1e-6),
             head_bias=True,
         ),
         side_px=side_px,
@@ -98,7 +98,7 @@ def from_published(published: Mapping[str, Any]) -> Config:
 
 
 def _activation(part: Reader) -> str:
-    name = part.get("hidden_act", "gelu_pytorch_tanh")
+    name = part.word("hidden_act", "gelu_pytorch_tanh")
     if name not in ACTIVATIONS:
         part.require("hidden_act", *ACTIVATIONS)
     return ACTIVATIONS[name]

@@ -65,7 +65,7 @@ def from_published(published: Mapping[str, Any]) -> Config:
     labels = _labels(top) if made == [CLASSIFIER] else ()
     width = top.integer("hidden_size", 768)
     image_px, patch = top.integer("image_size", 224), top.integer("patch_size", 16)
-    act = top.get("hidden_act", "gelu")
+    act = top.word("hidden_act", "gelu")
     if act not in ACTIVATIONS:
         top.require("hidden_act", *ACTIVATIONS)
     top.require("qkv_bias", True)
@@ -85,7 +85,7 @@ def from_published(published: Mapping[str, Any]) -> Config:
             patch=patch,
             side=image_px // patch,
             channels=top.integer("num_channels", 3),
-            eps=float(top.get("layer_norm_eps", 1e-12)),
+            eps=top.number("layer_norm_eps", 1e-12),
             activation=ACTIVATIONS[act],
             class_token=True,
         ),

@@ -30,11 +30,9 @@ class Settings:
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values, self.where = values, where
         self._known = set(_HARMLESS)
-        if (
-            self.get("rescale_factor", 1 / 255) not in (1 / 255, None)
-            and abs(values["rescale_factor"] * 255 - 1) > 1e-6
-        ):
-            raise ConfigError(f"{where}: rescale_factor is {values['rescale_factor']}; only 1/255 is computed.")
+        scale = self.get("rescale_factor", 1 / 255)
+        if not isinstance(scale, int | float) or abs(scale * 255 - 1) > 1e-6:
+            raise ConfigError(f"{where}: rescale_factor is {scale!r}; only 1/255 is computed.")
 
     def get(self, key: str, default: Any) -> Any:
         self._known.add(key)

@@ -201,6 +201,8 @@ def _id(ids: Mapping[str, int], name: str) -> int:
 def _name(token: Any, default: str) -> str:
     if token is None:
         return default
+    if not isinstance(token, str | Mapping):
+        raise ConfigError(f"tokenizer_config.json: a special token is {token!r}; expected a text.")
     return token if isinstance(token, str) else str(token.get("content", default))
 
 

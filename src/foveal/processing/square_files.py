@@ -95,6 +95,8 @@ class PublishedSquare(Square):
                 f"{where}: size={size!r} without a crop gives pictures of many sizes; a square is expected."
             )
         resample = values.get("resample")
+        if resample is not None and type(resample) is not int:
+            raise ConfigError(f"{where}: resample is {resample!r}; expected the number of one of Pillow's filters.")
         mean, std = (_triple(values, key, where) for key in ("image_mean", "image_std"))
         try:
             return replace(
