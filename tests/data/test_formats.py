@@ -5,12 +5,15 @@ import pickle
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from foveal.core.box import Box, Space
 from foveal.core.errors import InputError
 from foveal.data.formats import FORMATS, found_format, open_source
-from foveal.data.rows import DataError, open_rows
-from foveal.data.sample import Sample
+from foveal.data.reading import Reading, Settings
+from foveal.data.rows import DataError, Row, open_rows
+from foveal.data.sample import Sample, normal
 
 R1000 = Space.RELATIVE_1000
 
@@ -254,3 +257,40 @@ def test_folders_and_errors_of_opening(tmp_path: Path) -> None:
         open_source(folder / "0.json", space="pixels")
     with pytest.raises(DataError, match=r"x:1 has the keys 'foo', which is no known format"):
         open_source(write(tmp_path / "x", {"foo": 1}))
+
+
+ODD = st.one_of(
+    st.none(), st.booleans(), st.integers(-9, 9), st.floats(), st.text(max_size=5), st.just([]), st.just({}),
+    st.sampled_from(["<image>", "<bbox>", "<ref-object>", "<box>(1,2)</box>", "gpt", [[1, 2, 3, 4]], {"bytes": 3}]),
+)  # fmt: skip
+
+
+def changed(draw: st.DrawFn, value: object) -> object:
+    """The value with something in it replaced, left out or added."""
+    if isinstance(value, dict) and value and draw(st.integers(0, 9)):
+        key = draw(st.sampled_from(sorted(value)))
+        if not draw(st.integers(0, 3)):
+            return {k: v for k, v in value.items() if k != key}
+        return {**value, key: changed(draw, value[key])}
+    if isinstance(value, list) and value and draw(st.integers(0, 9)):
+        at = draw(st.integers(0, len(value) - 1))
+        return [*value[:at], *([] if not draw(st.integers(0, 5)) else [changed(draw, value[at])]), *value[at + 1 :]]
+    return draw(ODD)
+
+
+@settings(max_examples=300)
+@given(st.data(), st.sampled_from(sorted(CASES)), st.booleans())
+def test_odd_records_are_samples_or_named_errors(data: st.DataObject, name: str, mend: bool) -> None:
+    record = data.draw(st.composite(lambda draw: changed(draw, CASES[name][0]))())
+    if not isinstance(record, dict):
+        return
+    form = next(f for f in FORMATS if f.name == name)
+    for other in FORMATS:
+        assert other.fits(record) in (True, False)
+    how = Settings(root="/r", space=Space.RELATIVE_1000, mend=mend)
+    try:
+        sample = form.read(Reading(row=Row(record=record, where="x:1"), number=0, set="x", settings=how))
+    except DataError as error:
+        assert str(error).startswith("x:1 (id ")
+    else:
+        assert sample.messages == normal(sample.messages)

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import sys
 import tarfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foveal.core.errors import MissingExtraError
 from foveal.data.rows import DataError, open_rows
 
 LEAF = st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(['"', "\\", '\\"', "}{", "[]", "]\n["])
@@ -94,3 +96,23 @@ def test_broken_shards_say_where(tmp_path: Path) -> None:
     (tmp_path / "cut").write_bytes(whole[:3000])
     with pytest.raises(DataError, match="cut"):
         open_rows(tmp_path / "cut")[0]
+
+
+def test_parquet_needs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "x").write_bytes(b"PAR1")
+    with pytest.raises(MissingExtraError, match="parquet files need pyarrow"):
+        open_rows(tmp_path / "x")
+
+
+def test_parquet_rows(tmp_path: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [{"id": i, "image": {"bytes": b"J%d" % i, "path": None}, "note": None if i % 2 else "n"} for i in range(10)]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "x", row_group_size=3)
+    found = open_rows(tmp_path / "x")
+    assert (found.container, len(found)) == ("parquet", 10)
+    wanted = [{"id": i, "image": {"bytes": b"J%d" % i}} | ({} if i % 2 else {"note": "n"}) for i in range(10)]
+    assert [found[i].record for i in reversed(range(10))] == wanted[::-1]
+    (tmp_path / "cut").write_bytes(b"PAR1" + b"x" * 50)
+    with pytest.raises(DataError, match="cut is a damaged parquet file"):
+        open_rows(tmp_path / "cut")

@@ -44,9 +44,11 @@ class Flip:
     """Left to right."""
 
     def map(self, size: tuple[int, int]) -> Affine:
+        """x' = width - x."""
         return Affine(scale=(-1.0, 1.0), shift=(float(size[0]), 0.0), size=size)
 
     def apply(self, picture: Image.Image) -> Image.Image:
+        """The changed picture."""
         return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
@@ -60,12 +62,14 @@ class Crop:
     height: int
 
     def map(self, size: tuple[int, int]) -> Affine:
+        """A shift. Raises `InputError` for a crop that passes the edge."""
         inside = 0 <= self.left <= size[0] - self.width and 0 <= self.top <= size[1] - self.height
         if not inside or self.width < 1 or self.height < 1:
             raise InputError(f"{self} passes the edge of a picture of {size[0]} x {size[1]} pixels.")
         return Affine(scale=(1.0, 1.0), shift=(-float(self.left), -float(self.top)), size=(self.width, self.height))
 
     def apply(self, picture: Image.Image) -> Image.Image:
+        """The changed picture."""
         return picture.crop((self.left, self.top, self.left + self.width, self.top + self.height))
 
 
@@ -77,6 +81,7 @@ class Resize:
     height: int
 
     def map(self, size: tuple[int, int]) -> Affine:
+        """A scale. Raises `InputError` for a side of no pixel."""
         if self.width < 1 or self.height < 1:
             raise InputError(f"{self}: both sides must be at least 1 pixel.")
         return Affine(
@@ -84,6 +89,7 @@ class Resize:
         )
 
     def apply(self, picture: Image.Image) -> Image.Image:
+        """The changed picture."""
         return picture.resize((self.width, self.height), Image.Resampling.BICUBIC)
 
 
@@ -96,9 +102,11 @@ class Jitter:
     saturation: float = 1.0
 
     def map(self, size: tuple[int, int]) -> Affine:
+        """Nothing moves."""
         return Affine(scale=(1.0, 1.0), shift=(0.0, 0.0), size=size)
 
     def apply(self, picture: Image.Image) -> Image.Image:
+        """The changed picture."""
         for kind, factor in (
             (ImageEnhance.Brightness, self.brightness),
             (ImageEnhance.Contrast, self.contrast),

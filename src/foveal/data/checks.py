@@ -121,6 +121,7 @@ class Checks:
         self._known: dict[str, tuple[tuple[int, int], int, Print] | FovealError] = {}
 
     def check(self, file: FileSource, index: int) -> Checked:
+        """Sample number `index` of a file, read so that what can be repaired is."""
         made = Checked(number=index)
         try:
             reading = file.reading(index)

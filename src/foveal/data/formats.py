@@ -102,10 +102,16 @@ def _box(reading: Reading, value: Mapping[str, Any]) -> Any:
     for key in value:
         if key not in known:
             raise reading.error(f"unknown key {key!r} in a box; {neighbours(str(key), known)}", "unknown key")
-    if value.get("space") not in _SPACES:
-        raise reading.error(f"a box has space {value.get('space')!r}; {neighbours(str(value.get('space')), _SPACES)}")
-    numbers = value.get("points") or value.get("corners") or ()
-    return reading.box(str(value.get("label", "")), numbers, _SPACES[value["space"]], int(value.get("image", 0)))
+    label, image, numbers = value.get("label", ""), value.get("image", 0), value.get("points") or value.get("corners")
+    if not isinstance(label, str) or not isinstance(image, int):
+        raise reading.error(f"a box has label {label!r:.40} and image {image!r:.40}; expected words, a number.", "box")
+    return reading.box(label, reading.numbers(numbers), _space(reading, value.get("space")), image)
+
+
+def _space(reading: Reading, stated: Any) -> Space:
+    if not isinstance(stated, str) or stated not in _SPACES:
+        raise reading.error(f"a box has space {stated!r:.40}; {neighbours(str(stated), _SPACES)}", "box")
+    return _SPACES[stated]
 
 
 def _write_messages(sample: Sample, out: Writing) -> dict[str, Any]:
@@ -141,14 +147,12 @@ def _read_grounding(reading: Reading) -> Sample:
         raise reading.error(f"it has no expression; expected one of {', '.join(_WORDS)}.")
     if kind not in ("xyxy", "xywh"):
         raise reading.error(f"bbox_format is {kind!r}; expected 'xyxy' (two corners) or 'xywh' (corner and size).")
-    space = _SPACES.get(stated) if stated else (reading.settings.space or Space.ORIGINAL_PX)
-    if space is None:
-        raise reading.error(f"box_space is {stated!r}; {neighbours(str(stated), _SPACES)}", "box")
+    space = (reading.settings.space or Space.ORIGINAL_PX) if stated is None else _space(reading, stated)
     if not isinstance(boxes, list) or not boxes:
         raise reading.error("its list of boxes is empty.", "box")
     content: list[dict[str, Any]] = []
     for numbers in boxes if isinstance(boxes[0], list) else [boxes]:
-        values = list(numbers)
+        values = reading.numbers(numbers)
         if kind == "xywh" and len(values) == 4:
             values = [values[0], values[1], values[0] + values[2], values[1] + values[3]]
         content.append({"type": "box", "box": reading.box(words, values, space, 0)})

@@ -120,14 +120,29 @@ class Reading:
         several = value if isinstance(value, list) else [value]
         return [self.medium(v) for v in several]
 
+    def numbers(self, value: Any) -> list[float]:
+        """A list of finite numbers, as boxes are written."""
+        fine = isinstance(value, list | tuple) and all(
+            isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9 for v in value
+        )
+        if not fine:
+            raise self.error(f"a box is {value!r:.80}; expected a list of 4 numbers, or 8 for four points.", "box")
+        return [float(v) for v in value]
+
+    def words(self, value: Any, key: str) -> str:
+        """A text that is not empty."""
+        if not isinstance(value, str) or not value.strip():
+            raise self.error(f"{key} is {value!r:.80}; expected words.", "box")
+        return value
+
     def box(self, label: str, numbers: Sequence[float], space: Space, image: int) -> Box:
         """A box of four numbers (left, top, right, bottom) or a region of eight (four points)."""
-        values = tuple(float(n) for n in numbers)
+        values = tuple(self.numbers(numbers))
         if len(values) == 8:
             xs, ys = values[::2], values[1::2]
             corners = (min(xs), min(ys), max(xs), max(ys))
             return Box(label=label, corners=corners, space=space, image=image, points=values)
-        if len(values) != 4 or not all(abs(v) < 1e9 for v in values):
+        if len(values) != 4:
             raise self.error(f"a box is {list(numbers)}; expected 4 numbers, or 8 for four points.", "box")
         x1, y1, x2, y2 = values
         if x1 > x2 or y1 > y2:

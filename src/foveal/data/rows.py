@@ -138,7 +138,12 @@ class ParquetRows:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        metadata = _parquet().ParquetFile(path).metadata
+        parquet = _parquet()
+        try:
+            with parquet.ParquetFile(path) as file:
+                metadata = file.metadata
+        except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
+            raise DataError(f"{path.name} is a damaged parquet file: {error}.") from None
         self._ends = array("q")
         total = 0
         for group in range(metadata.num_row_groups):
@@ -159,7 +164,8 @@ class ParquetRows:
 
 @lru_cache(maxsize=4)
 def _row_group(path: Path, group: int, version: tuple[int, int]) -> Any:  # noqa: ARG001 (a new file is no old one)
-    return _parquet().ParquetFile(path).read_row_group(group)
+    with _parquet().ParquetFile(path) as file:
+        return file.read_row_group(group)
 
 
 def _parquet() -> Any:

@@ -62,7 +62,7 @@ def _turns(reading: Reading) -> list[tuple[str, Any]]:
         keys = set(turn)
         if keys in ({"from", "value"}, {"role", "content"}):
             role, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-            if role not in ROLES:
+            if not isinstance(role, str) or role not in ROLES:
                 raise reading.error(f"turn {i} is said by {role!r}; {neighbours(str(role), ROLES)}", "role")
             found.append((ROLES[role], text))
         elif keys in ({"human", "assistant"}, {"user", "assistant"}):
@@ -127,21 +127,26 @@ def _objects(reading: Reading) -> tuple[Iterable[str], Iterable[Box]]:
     kind = objects.get("bbox_type", "real")
     if kind not in ("real", "norm1"):
         raise reading.error(f"bbox_type is {kind!r}; expected 'real' (pixels) or 'norm1' (0 to 1).", "box")
-    rows, images = objects.get("bbox") or [], objects.get("image_id")
-    owners = [0] * len(rows) if images is None else list(images)
+    rows, images, names = objects.get("bbox") or [], objects.get("image_id"), objects.get("ref") or []
+    if not isinstance(rows, list) or not isinstance(names, list):
+        raise reading.error("objects.bbox and objects.ref must be lists.", "box")
+    owners = [0] * len(rows) if images is None else images
+    if not isinstance(owners, list) or not all(isinstance(i, int) for i in owners):
+        raise reading.error(f"objects.image_id is {owners!r:.80}; expected a list of numbers of images.", "box")
     if len(owners) != len(rows):
         raise reading.error(f"objects.image_id has {len(owners)} entries, objects.bbox {len(rows)}.", "box")
     order = re.findall(r"<image>|<video>", "\n".join(_said(reading.row.record)))
     media = [i for i, place in enumerate(order) if place == "<image>"]
     boxes = []
-    for numbers, owner in zip(rows, owners, strict=True):
+    for row, owner in zip(rows, owners, strict=True):
+        numbers = reading.numbers(row)
         if len(numbers) == 2:
             raise reading.error(f"objects.bbox has a point {numbers}; points are not read, boxes are.", "box")
         space = Space.ORIGINAL_PX if kind == "real" else Space.RELATIVE_1000
         # Nine places keep 0.057 * 1000 from being a hair beside 57.
         scaled = numbers if kind == "real" else [round(v * 1000, 9) for v in numbers]
-        boxes.append(reading.box("", scaled, space, media[owner] if 0 <= owner < len(media) else int(owner)))
-    return iter(list(objects.get("ref") or [])), iter(boxes)
+        boxes.append(reading.box("", scaled, space, media[owner] if 0 <= owner < len(media) else owner))
+    return iter([reading.words(name, "a name in objects.ref") for name in names]), iter(boxes)
 
 
 _FENCED = re.compile(r"```json\n(.*?)\n```", re.DOTALL)
