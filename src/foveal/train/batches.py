@@ -6,7 +6,7 @@ them in any order and hand them over in order, so their number changes nothing.
 
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +142,7 @@ class Feed(Dataset):  # type: ignore[type-arg]
         except FovealError as error:
             return _Failure(error)
 
-    def steps(self, first: int, *, workers: int = 0, ahead: int = 4) -> Iterator[StepPacks]:
+    def steps(self, first: int, *, workers: int = 0, ahead: int = 4) -> Generator[StepPacks, None, None]:
         """The packs of the steps from `first` to the stage's last, made by `workers` processes ahead of time."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # how many is for the user to say
@@ -156,10 +156,18 @@ class Feed(Dataset):  # type: ignore[type-arg]
                 worker_init_fn=_begin,
             )
             loaded = iter(loader)
-        for made in loaded:
-            if isinstance(made, _Failure):
-                raise made.error
-            yield made
+        failed: FovealError | None = None
+        try:
+            for made in loaded:
+                if isinstance(made, _Failure):
+                    failed = made.error
+                    break
+                yield made
+        finally:
+            # Now and not with the garbage of an error's traceback, where workers are waited for in vain.
+            del loaded, loader
+        if failed is not None:
+            raise failed
 
 
 def packed(lengths: Sequence[int], room: int) -> list[list[int]]:

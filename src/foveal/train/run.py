@@ -99,21 +99,22 @@ class Run:
 
         Raises `ConfigError` for an unknown name.
         """
-        run, names = self, ["train", *(stage.name for stage in self.stages)]
+        names = ["train", *(stage.name for stage in self.stages)]
         own = {f.name for f in fields(Run)} - {"stages", "origin", "adapt", "export", "evaluate"}
+        new: dict[str, Any] = {}
+        staged: dict[str, dict[str, Any]] = {name: {} for name in names}
         for key, value in values.items():
             first, dot, rest = key.partition(".")
-            if not dot:
-                if key not in own:
-                    raise ConfigError(f"the run has no setting {key!r}; {neighbours(key, [*own, *_dotted(names)])}")
-                new: dict[str, Any] = {key: Path(value) if key == "folder" else value}
-                run = replace(run, **new)
-            elif first not in names:
+            if dot and first in names:
+                staged[first][rest] = value
+            elif dot:
                 raise ConfigError(f"the run has no stage {first!r}; {neighbours(first, names)}")
+            elif key in own:
+                new[key] = Path(value) if key == "folder" else value
             else:
-                stages = [s.changed({rest: value}) if first in ("train", s.name) else s for s in run.stages]
-                run = replace(run, stages=tuple(stages))
-        return run
+                raise ConfigError(f"the run has no setting {key!r}; {neighbours(key, [*own, *_dotted(names)])}")
+        stages = tuple(s.changed(staged["train"] | staged[s.name]) for s in self.stages)
+        return replace(self, stages=stages, **new)
 
     def load(self) -> Loaded:
         """The model before the first stage."""

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -176,7 +176,8 @@ class Stage:
             if not self.rate:
                 raise ConfigError(f"stage {self.name}: nothing learns, so it has no rate to set; see `trainable`.")
             new["trainable"] = tuple((p, r and r * (rate / self.rate)) for p, r in self.trainable)
-        return from_mapping(Stage, new, f"stage {self.name}")
+        made = {name: new.pop(name) for name in ("data", "task", "augment")}  # objects, not settings
+        return replace(from_mapping(Stage, new, f"stage {self.name}"), **made)
 
     def rates(self, named: Iterable[tuple[str, T]]) -> list[tuple[str, T, float]]:
         """Name, parameter and rate of all that learns.

@@ -177,8 +177,9 @@ class StageRun:
         figures: dict[str, float] = {}
         saved = self.step
         self.network.train()
-        with interrupts() as asked, recomputing(self.network, on=stage.checkpointing):
-            for packs in self.feed.steps(self.step, workers=self.run.workers):
+        made = contextlib.closing(self.feed.steps(self.step, workers=self.run.workers))
+        with interrupts() as asked, recomputing(self.network, on=stage.checkpointing), made as steps:
+            for packs in steps:
                 done, norm = self.update(packs)
                 meter.add(
                     packs.sizes,

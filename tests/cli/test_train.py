@@ -1,0 +1,174 @@
+"""`foveal train`."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from foveal.cli.main import main
+from foveal.train.checkpoint import Checkpoints, read_rows
+
+RECIPE = """
+from pathlib import Path
+from tests.helpers import training
+from foveal.train.run import Run
+
+def run(size: str = "tiny", steps: int = 3, poison: bool = False, out: Path = Path({out!r})) -> Run:
+    task = None
+    if poison:
+        from tests.train.test_trainer import poisoned
+        task = poisoned()
+    stages = training.stage(name="one", steps=steps, task=task), training.stage(name="two", steps=2)
+    return training.run(out, *stages)
+"""
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.py"
+    path.write_text(RECIPE.format(out=str(tmp_path / "out")))
+    return str(path)
+
+
+def losses(folder):
+    return [row["loss"] for row in read_rows(folder / "log.jsonl") if "loss" in row]
+
+
+def test_a_recipe_is_run_and_drawn(recipe, tmp_path, capsys):
+    assert main(["train", recipe, "--set", "steps=2", "two.steps=1", "two.warmup=1", "train.save_every=1"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [str(tmp_path / "out" / name / "model") for name in ("one", "two")]
+    assert "one 2/2 [########################] loss " in err and "padding 0%" in err and "tokens/s" in err
+    assert len(losses(tmp_path / "out" / "one")) == 2 and len(losses(tmp_path / "out" / "two")) == 1
+    assert main(["train", recipe, "--set", "steps=2", "--plot", str(tmp_path / "c.png")]) == 0
+    assert "loss, norm, rate, tokens_per_s" in capsys.readouterr().out
+    with Image.open(tmp_path / "c.png") as picture:
+        assert picture.size == (900, 4 * 260) and len(picture.getcolors(10**6)) > 4
+
+
+def test_settings_reach_the_stages(recipe, capsys):
+    assert main(["train", recipe, "--dry-run", "--json", "--set", "train.rate=1e-4", "one.batch=4"]) == 0
+    one, two = json.loads(capsys.readouterr().out)["stages"]
+    assert one["rate"] == two["rate"] == pytest.approx(1e-4)
+    assert (one["batch"], two["batch"]) == (4, 6)
+
+
+def test_a_dry_run_says_what_would_be_done(recipe, tmp_path, capsys):
+    assert main(["train", recipe, "--dry-run", "--set", 'one.trainable=[["vision.*", 1e-3], ["*", false]]']) == 0
+    out = capsys.readouterr().out
+    first = out.partition("stage two")[0]
+    assert "stage one: 3 steps of 6 samples, cosine from 0.001, fp32" in first
+    rows = {line.split()[0]: line.split()[1:] for line in first.splitlines() if line.startswith("  ") and line.strip()}
+    assert rows["vision"][2] == "100%" and rows["language"][1:] == ["0", "0%"]
+    assert "tokens a sample" in first and "memory" in first
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("train.rat=1", "unknown key 'rat'; did you mean 'rate'"),
+        ("ones.steps=1", "no stage 'ones'; did you mean 'one'"),
+        ("stps=1", "--set stps: unknown; did you mean 'steps'"),
+        ("foldr=x", "--set foldr: unknown; did you mean 'folder'"),
+        ("one.steps=many", "one.steps: got 'many' (str), expected int"),
+        ("steps=many", "run.steps: got 'many' (str), expected int"),
+        ("one.steps", "expected NAME=VALUE"),
+        ("train.warmup=100", "Stage.warmup is 100; expected 0 to 3"),
+        ("workers=-1", "Run.workers is -1"),
+    ],
+)
+def test_wrong_settings_are_named(recipe, capsys, setting, complaint):
+    assert main(["train", recipe, "--dry-run", "--set", setting]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and complaint in err and err.count("\n") == 1
+
+
+def test_what_is_no_recipe_is_named(tmp_path, capsys):
+    empty = tmp_path / "empty.py"
+    empty.write_text("x = 1\n")
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("def run():\n    return 3\n")
+    for path, complaint in ((empty, "no function run()"), (wrong, "gave a int"), (tmp_path / "none.py", "is no file")):
+        assert main(["train", str(path)]) == 2
+        assert complaint in capsys.readouterr().err
+    assert main(["train"]) == 2
+    assert "name a recipe" in capsys.readouterr().err
+    assert main(["train", str(empty), "--plot", str(tmp_path / "x.png")]) == 2
+
+
+def test_a_replay_file_shows_the_sample(recipe, tmp_path, capsys):
+    assert main(["train", recipe, "--set", "steps=12", "poison=true"]) == 2
+    err = capsys.readouterr().err
+    (file,) = (tmp_path / "out" / "one").glob("replay-*.json")
+    assert f"--replay {file}" in err and "toy-find:4" in err
+    assert main(["train", "--replay", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "again: loss nan" in out and "toy-find:4: nan on its own" in out and "not finite: vision.patch" in out
+    assert main(["train", "--replay", str(tmp_path / "recipe.py")]) == 2
+
+
+def begin(recipe, folder, *settings):
+    words = [sys.executable, "-m", "foveal.cli.main", "train", recipe, "--set", f"folder={folder}", *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+SETTINGS = ("steps=30", "workers=2", "train.save_every=2")
+KILLS = 3
+
+
+@pytest.mark.slow
+def test_killed_runs_end_with_the_same_losses(recipe, tmp_path):
+    """Packing, a mixture and two workers; SIGKILL at random steps. 20 kills were done once with the same result."""
+    whole = begin(recipe, tmp_path / "whole", *SETTINGS)
+    seen = tmp_path / "killed" / "one" / "log.jsonl"
+    chance, kills = random.Random(7), 0
+    while kills < int(os.environ.get("KILLS", KILLS)):
+        before = len(read_rows(seen))
+        wait = chance.randint(1, 6)
+        process = begin(recipe, tmp_path / "killed", *SETTINGS)
+        while process.poll() is None and abs(len(read_rows(seen)) - before) < wait:
+            time.sleep(chance.random() * 0.05)
+        time.sleep(chance.random() * 0.1)
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+    assert kills
+    process = begin(recipe, tmp_path / "killed", *SETTINGS)
+    _, complaint = process.communicate()
+    assert process.returncode == 0, complaint
+    assert whole.wait() == 0
+    whole.communicate()
+    for name, count in (("one", 30), ("two", 2)):
+        expected = losses(tmp_path / "whole" / name)
+        assert len(expected) == count and losses(tmp_path / "killed" / name) == expected
+    newest = [Checkpoints(tmp_path / f / "one", "one").newest() for f in ("whole", "killed")]
+    for key, tensor in newest[0][0].items():
+        assert tensor.equal(newest[1][0][key]), key
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_with_130(recipe, tmp_path):
+    process = begin(recipe, tmp_path / "out", "steps=200", "workers=2")
+    log = tmp_path / "out" / "one" / "log.jsonl"
+    while process.poll() is None and len(read_rows(log)) < 2:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130, complaint
+    assert "the same command goes on" in complaint
+    found = Checkpoints(log.parent, "one").newest()
+    assert found is not None and int(found[1]["step"]) == read_rows(log)[-1]["step"]
