@@ -206,3 +206,22 @@ def test_tokens_are_counted_by_the_family(folder: Path) -> None:
     report = examined(path, processor=processor, max_tokens=max(exact) - 1)
     assert [f.sample for f in report.findings] == ["1", "2"]
     assert report.findings[0].message == f"it has {max(exact)} tokens, {max(exact) - 1} are allowed."
+
+
+def test_every_format_is_taken_by_a_model(folder: Path) -> None:
+    processor = describe(folder_of(None, weights=False)).processor
+    grounding = {"image": "0.png", "expression": "the dog", "boxes": [[1, 2, 30, 40], [5, 6, 7, 8]]}
+    tags = [
+        {"from": "user", "value": "Picture 1: <img>1.png</img>\nIs the <ref>dog</ref> there?"},
+        {"from": "assistant", "value": "<ref>dog</ref><box>(10,20),(300,400)</box>"},
+    ]
+    fine = [{"from": "human", "value": "<image>\nFind it."}, {"from": "gpt", "value": '{"bbox_2d": [1, 2, 20, 30]}'}]
+    for row in (
+        grounding,
+        {"conversations": tags},
+        swift("2.png", [1, 2, 3, 4]),
+        {"image": "3.png", "conversations": fine, "box_space": "processed_px"},
+        {"image": "4.png", "caption": "A dog."},
+    ):
+        report = examined(written(folder, [row]), processor=processor)
+        assert not report.findings and report.longest_tokens

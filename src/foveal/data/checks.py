@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "broken record": (ERROR, "drops it"),
     "unknown key": (WARNING, "carries the key along"),
     "role": (ERROR, "drops it"),
-    "id": (ERROR, "gives a new id"),
+    "id": (WARNING, "gives a new id"),
     "placeholders": (ERROR, "puts missing places in front, drops other mismatches"),
     "no answer": (ERROR, "drops it"),
     "missing medium": (ERROR, "drops it"),
@@ -203,11 +203,11 @@ class Checks:
                 size, turn = image_size(medium, budget=self.settings.budget)
                 known = (size, turn, print_of(open_image(medium, budget=self.settings.budget)))
             except FovealError as error:
-                known = error
+                known = type(error)(str(error))  # without the frames that the first holds
             if key is not None:
                 self._known[key] = known
         if isinstance(known, FovealError):
-            raise known
+            raise type(known)(str(known))
         return known
 
     def _boxes(self, made: Checked, sample: Sample, sizes: list[tuple[tuple[int, int], int] | None]) -> None:

@@ -127,13 +127,9 @@ def write(
 ) -> Converted:
     """Writes samples that come one by one; see `convert`."""
     bounds = budget or MediaBudget()
-    seen: dict[str, str] = {}
     written = 0
     with _sink(target, container, copy, bounds) as sink:
         for number, sample in enumerate(samples):
-            if sample.id in seen:
-                raise DataError(f"{sample} has the id of {seen[sample.id]}; ids must be unique in a set.", "id")
-            seen[sample.id] = sample.where
 
             def size(part: Any, sample: Sample = sample) -> tuple[int, int]:
                 with _named(sample):

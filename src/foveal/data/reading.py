@@ -12,7 +12,10 @@ from foveal.data.rows import DataError, Row
 from foveal.data.sample import MEDIA, Sample, normal
 
 IDS = ("id", "sample_id", "question_id", "uid", "_id")
-NOTES = ("source", "dataset", "data_source", "license", "split", "width", "height", "metadata")
+NOTES = (
+    *("source", "dataset", "data_source", "license", "url", "split", "category", "model", "metadata"),
+    *("width", "height", "image_id", "ref_id", "ann_id", "sent_id", "num_tokens"),
+)
 """Keys that data sets have beside the conversation; they are carried along in `Sample.extra`."""
 
 
