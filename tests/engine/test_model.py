@@ -131,6 +131,12 @@ def test_answers_of_several_conversations(vlm):
 def test_options_are_known_or_refused(vlm):
     with pytest.raises(InputError, match=r"unknown option 'max_pixel'"):
         vlm.chat("Hello", max_pixel=3)
+    with pytest.raises(InputError, match=r"unknown option 'max_pixel'; did you mean 'max_pixels'"):
+        vlm.process("Hello", max_pixel=3)
+    with pytest.raises(InputError, match=r"keep is 'norm'; expected a list of names"):
+        vlm.forward(vlm.process("Hello"), keep="norm")
+    with pytest.raises(InputError, match=r"chunk=0 needs .* at least 1"):
+        vlm.generate(vlm.process("Hello"), chunk=0)
     with pytest.raises(InputError, match=r"max_pixels"):
         vlm.chat(ask(Image.new("RGB", (60, 60))), max_pixels=-1)
 

@@ -91,6 +91,8 @@ def test_scores_that_are_not_numbers_stop():
     "options",
     [
         {"temperature": -1.0},
+        {"temperature": float("inf")},
+        {"repetition_penalty": float("nan")},
         {"top_p": 0.0},
         {"top_k": -1},
         {"min_p": 1.0},

@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -328,3 +330,26 @@ def test_marks_that_a_format_does_not_have_are_refused():
     for part in ({"ref": "the dog"}, {"grounding": True}):
         with pytest.raises(InputError, match="marks that this model's chat format does not have"):
             P.process([{"role": "user", "content": [part]}])
+
+
+def test_arguments_of_another_kind():
+    """In a process of its own: here the types of arguments are checked before they arrive."""
+    code = """
+from foveal.core.errors import InputError
+from tests.helpers.processing import processor
+P = processor()
+for wrong in (
+    {"prompt": 5}, {"prompt": "x", "media": 5}, {"prompt": "x", "media": "x"}, {"messages": "x", "budget": 5}
+):
+    try:
+        P.process(**wrong)
+    except InputError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "the prompt is 5; expected a text or a list of texts.",
+        "media is a int; expected a list of images and videos.",
+        "media is a str; expected a list of images and videos.",
+        "budget is 5; expected a foveal.MediaBudget.",
+    ]

@@ -41,6 +41,11 @@ def test_what_is_neither_folder_nor_hub_name_is_refused(name: str, monkeypatch: 
         locate(name)
 
 
+def test_a_model_is_named_by_a_text_or_a_path():
+    with pytest.raises(HubError, match="the model is 5; pass a folder"):
+        locate(5)  # type: ignore[arg-type]
+
+
 def test_a_path_object_is_never_sent_to_the_hub(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda **_: pytest.fail("asked the hub"))
     with pytest.raises(HubError, match="is no folder here"):

@@ -1,13 +1,13 @@
 """`foveal.load` and what it returns: a model to talk to."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from foveal.core.errors import ConfigError, InputError
+from foveal.core.errors import ConfigError, InputError, neighbours
 from foveal.core.media import MediaBudget
 from foveal.core.packed import Packed, join
 from foveal.engine.answer import Answer, Usage
@@ -59,6 +59,12 @@ def sources_of(messages: Any) -> tuple[Any, ...]:
     return tuple(part.source for part in parts if isinstance(part, ImagePart | VideoPart))
 
 
+def _known(options: Mapping[str, Any], names: Sequence[str]) -> None:
+    for name in options:
+        if name not in names:
+            raise InputError(f"unknown option {name!r}; {neighbours(name, names)}")
+
+
 def default_device() -> str:
     """ "cuda" or "mps" if there is one, else "cpu"."""
     if torch.cuda.is_available():
@@ -101,6 +107,7 @@ class Model:
 
         Options are those of `Processor.process`: budget, generate, min_pixels, max_pixels, fps, nframes, ...
         """
+        _known(options, (*PROCESS_OPTIONS, "prompt", "media", "budget"))
         return self.processor.process(messages, **{"budget": self.budget, **options})
 
     def forward(self, batch: Packed, *, keep: Iterable[str] = ()) -> Output:
@@ -157,7 +164,8 @@ class Model:
         )
 
     def _split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Options of processing, and options of sampling (which refuses what neither knows)."""
+        """Options of processing, and options of sampling."""
+        _known(options, (*PROCESS_OPTIONS, *(f.name for f in fields(Sampling))))
         seen = {k: v for k, v in options.items() if k in PROCESS_OPTIONS}
         return seen, {k: v for k, v in options.items() if k not in PROCESS_OPTIONS}
 

@@ -1,5 +1,6 @@
 """How one answer is sampled (`Sampling`) and how far it has come (`Generation`)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -42,11 +43,11 @@ class Sampling:
     def __post_init__(self) -> None:
         rules = {
             "max_tokens": (self.max_tokens is None or self.max_tokens >= 1, "a whole number of at least 1"),
-            "temperature": (self.temperature >= 0, "0 or more"),
+            "temperature": (0 <= self.temperature < math.inf, "0 or more, and finite"),
             "top_k": (self.top_k >= 0, "0 (off) or more"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (0 <= self.min_p < 1, "at least 0 and below 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0, and finite"),
             "presence_penalty": (-2 <= self.presence_penalty <= 2, "from -2 to 2"),
             "stop": (
                 all(isinstance(s, str) and s for s in self.stop),

@@ -123,7 +123,7 @@ class VLM(nn.Module):
         if chunk is None:
             hidden = self.language(x, positions, starts, cache=cache, keep=taps, deep=deep)
         else:
-            if cache is None or taps.wanted or chunk < 1:
+            if cache is None or taps.wanted or type(chunk) is not int or chunk < 1:
                 raise InputError(f"chunk={chunk} needs a cache, no `keep`, and at least 1; got another combination.")
             hidden = self._in_chunks(x, positions, starts, cache, chunk, deep)
         if at is not None:

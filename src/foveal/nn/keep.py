@@ -14,7 +14,9 @@ class Keep:
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
-        self.wanted = frozenset(names)
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise InputError(f"keep is {names!r}; expected a list of names.")
+        self.wanted = frozenset(map(str, names))
         self.kept: dict[str, Tensor] = {}
         self._offered: list[str] = []
 

@@ -202,7 +202,13 @@ class Processor:
         knobs = Knobs(
             min_pixels=min_pixels, max_pixels=max_pixels, fps=fps, nframes=nframes, max_frames=max_frames, resize=resize
         )
-        budget = budget or MediaBudget()
+        budget = MediaBudget() if budget is None else budget
+        if not isinstance(budget, MediaBudget):
+            raise InputError(f"budget is {budget!r}; expected a foveal.MediaBudget.")
+        if not isinstance(media, Sequence | None) or isinstance(media, str | bytes):
+            raise InputError(f"media is a {type(media).__name__}; expected a list of images and videos.")
+        if not isinstance(prompt, Sequence | None):
+            raise InputError(f"the prompt is {prompt!r}; expected a text or a list of texts.")
         if (messages is None) == (prompt is None):
             raise InputError("pass either messages or prompt=, and not both.")
         if messages is not None:

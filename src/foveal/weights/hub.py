@@ -26,6 +26,8 @@ def locate(
     Hub models are kept in huggingface_hub's cache; with HF_HUB_OFFLINE=1 only the cache is used. Raises
     `HubError` that says where it looked and what to do.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise HubError(f"the model is {name!r}; pass a folder, or owner/name such as Qwen/Qwen2-VL-2B-Instruct.")
     path = Path(name).expanduser()
     if name != "" and path.is_dir():
         if revision is not None:
