@@ -1,5 +1,6 @@
 """Conversions lose nothing, or say what they would lose."""
 
+import base64
 import json
 import tempfile
 from dataclasses import replace
@@ -180,3 +181,25 @@ def test_targets_and_media(pictures: Path, tmp_path: Path) -> None:
     twice = Listed("set", [source[0], source[0]])  # published sets repeat ids; that is the doctor's matter
     assert convert(twice, tmp_path / "z", to="messages").samples == 2
     assert "messages" in TARGETS
+
+
+def test_videos_frames_and_data_urls(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "v.MP4").write_bytes(b"\0\0\0\x20ftypisom")
+    inline = "data:image/png;base64," + base64.b64encode((pictures / "a.png").read_bytes()).decode()
+    frames = [str(pictures / "a.png"), str(pictures / "b.jpg")]
+    asked = [{"video": str(tmp_path / "v.MP4")}, {"image": inline}, "What?"]
+    source = Listed("set", [Sample(id="1", messages=normal([{"role": "user", "content": asked}]), set="set")])
+    for to in ("qwen-finetune", "swift", "messages"):
+        found = open_source(convert(source, tmp_path / to, to=to).target)[0]
+        assert [m[m["type"]] for m in found.media] == [str(tmp_path / "v.MP4"), inline]
+    done = convert(source, tmp_path / "copied.jsonl", to="swift", copy=True)
+    assert sorted(p.name for p in (tmp_path / "copied.media").iterdir()) == ["00000000.mp4"]
+    shard = open_source(convert(source, tmp_path / "shard", to="webdataset").target)
+    assert [m[m["type"]] for m in shard[0].media] == [b"\0\0\0\x20ftypisom", (pictures / "a.png").read_bytes()]
+    assert done.media == 2
+    listed = normal([{"role": "user", "content": [{"video": frames, "sample_fps": 2.0}, "What?"]}])
+    source = Listed("set", [Sample(id="1", messages=listed, set="set")])
+    again = open_source(convert(source, tmp_path / "frames", to="messages").target)[0]
+    assert again.messages == listed
+    with pytest.raises(DataError, match="its video has the setting 'sample_fps'"):
+        convert(source, tmp_path / "no", to="swift")

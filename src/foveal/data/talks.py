@@ -11,10 +11,11 @@ from typing import Any
 
 from foveal.core.box import Box, Space
 from foveal.core.errors import neighbours
-from foveal.data.marks import SWIFT, TAGS, TOKENS, Marks, parts_of, text_of
+from foveal.data.marks import SWIFT, TAGS, TOKENS, Marks, parts_of
 from foveal.data.reading import Reading, locate_boxes, place_media, pools
 from foveal.data.sample import MEDIA, Sample
-from foveal.data.writing import Format, Writing
+from foveal.data.talk_writers import FENCED, FROM, talk_writer, write_json_boxes
+from foveal.data.writing import Format
 
 ROLES = {
     "human": "user",
@@ -149,9 +150,6 @@ def _objects(reading: Reading) -> tuple[Iterable[str], Iterable[Box]]:
     return iter([reading.words(name, "a name in objects.ref") for name in names]), iter(boxes)
 
 
-_FENCED = re.compile(r"```json\n(.*?)\n```", re.DOTALL)
-
-
 def _stated_space(reading: Reading) -> Space | None:
     stated = reading.first("box_space")
     if stated is None:
@@ -170,7 +168,7 @@ def _json_boxes(reading: Reading, text: str, space: Space) -> list[str | Box]:
         return [*boxes]
     found: list[str | Box] = []
     at = 0
-    for match in _FENCED.finditer(text):
+    for match in FENCED.finditer(text):
         boxes = _bbox_2d(reading, match[1], space)
         if boxes:
             found += [text[at : match.start()], *boxes]
@@ -189,129 +187,7 @@ def _bbox_2d(reading: Reading, text: str, space: Space) -> list[Box]:
     return [reading.box(str(r.get("label", "")), r["bbox_2d"], space, -1) for r in rows]
 
 
-def _write_talk(
-    marks: Marks, keys: tuple[str, str, str], roles: Mapping[str, str], *, newline: bool = False, plural: bool = False
-) -> Callable[[Sample, Writing], dict[str, Any]]:
-    """A writer of conversations. `keys`: of the list, of who speaks, of the text; `plural`: media always in lists."""
-    listed, who, what = keys
-
-    def write(sample: Sample, out: Writing) -> dict[str, Any]:
-        media: dict[str, list[Any]] = {kind: [] for kind in MEDIA}
-        objects = _Objects(sample, out)
-
-        def medium(part: Mapping[str, Any]) -> str:
-            if marks.named:
-                return f"Picture {out.counted(part)}: {marks.named[0]}{out.medium(part)}{marks.named[1]}\n"
-            media[part["type"]].append(out.medium(part))
-            return (marks.media or {})[part["type"]]
-
-        def name(label: str) -> str:
-            if marks.slots:
-                return objects.name(label)
-            start, stop = marks.ref or ("", "")
-            return f"{start}{label}{stop}"
-
-        def box(found: Box) -> str:
-            if marks.slots and not found.points:
-                return objects.box(found)
-            out.last_medium(found)
-            pair = (marks.quad if found.points else marks.box) or ("", "")
-            numbers = out.whole(found)
-            return pair[0] + ",".join(f"({x},{y})" for x, y in zip(numbers[::2], numbers[1::2], strict=True)) + pair[1]
-
-        turns = []
-        for message in sample.messages:
-            if message["role"] not in roles:
-                raise out.refuse(f"a turn is said by {message['role']!r}")
-            text = text_of(
-                message["content"],
-                marks,
-                refuse=out.refuse,
-                name=name if marks.ref else None,
-                box=box,
-                medium=medium,
-                newline=newline,
-            )
-            turns.append({who: roles[message["role"]], what: text})
-        record: dict[str, Any] = {"id": sample.id, listed: turns}
-        for kind, found in media.items():
-            if plural or len(found) > 1:
-                record |= {f"{kind}s" if plural else kind: found} if found else {}
-            elif found:
-                record[kind] = found[0]
-        return record | objects.record()
-
-    return write
-
-
-class _Objects:
-    """ms-swift's `objects` on its way out: all boxes in pixels, or all in 0 to 1."""
-
-    def __init__(self, sample: Sample, out: Writing) -> None:
-        self.out, self.names, self.rows, self.owners = out, list[str](), list[list[float]](), list[int]()
-        plain = [b for b in sample.boxes if not b.points]
-        self.real = bool(plain) and all(b.space is Space.ORIGINAL_PX for b in plain)
-        self.images = [i for i, m in enumerate(sample.media) if m["type"] == "image"]
-
-    def name(self, label: str) -> str:
-        self.names.append(label)
-        return "<ref-object>"
-
-    def box(self, box: Box) -> str:
-        if box.image not in self.images:
-            raise self.out.refuse("a box lies in a video")
-        found = self.out.in_space(box, Space.ORIGINAL_PX if self.real else Space.RELATIVE_1000)
-        self.rows.append([v if self.real else v / 1000 for v in found.corners])
-        self.owners.append(self.images.index(box.image))
-        return "<bbox>"
-
-    def record(self) -> dict[str, Any]:
-        if not self.names and not self.rows:
-            return {}
-        objects: dict[str, Any] = {"ref": self.names, "bbox": self.rows}
-        if self.rows and not self.real:
-            objects["bbox_type"] = "norm1"
-        if any(self.owners):
-            objects["image_id"] = self.owners
-        return {"objects": objects}
-
-
-def _write_json_boxes(sample: Sample, out: Writing) -> dict[str, Any]:
-    """qwen-vl-finetune: boxes of an answer as a JSON list, in the one space that the record states."""
-    spaces = {b.space for b in sample.boxes}
-    if len(spaces) > 1:
-        raise out.refuse("its boxes are in several spaces")
-    messages = []
-    for message in sample.messages:
-        content: list[dict[str, Any]] = []
-        rows: list[dict[str, Any]] = []
-        for part in [*message["content"], {"type": "end"}]:
-            if part["type"] == "box":
-                box = out.last_medium(part["box"])
-                if box.points:
-                    raise out.refuse("it has regions with four points")
-                if message["role"] != "assistant":
-                    raise out.refuse("it has boxes outside the answers")
-                label = {"label": box.label} if box.label else {}
-                rows.append({"bbox_2d": [out.short(v) for v in box.corners], **label})
-                continue
-            if rows:
-                lines = ",\n".join(f"\t{json.dumps(row, ensure_ascii=False)}" for row in rows)
-                content.append({"type": "text", "text": f"```json\n[\n{lines}\n]\n```"})
-                rows = []
-            if part["type"] == "text" and spaces and _FENCED.search(part["text"]):
-                raise out.refuse("its words hold a block of JSON beside boxes")
-            if part["type"] != "end":
-                content.append(part)
-        messages.append({"role": message["role"], "content": content})
-    plain = Sample(id=sample.id, messages=tuple(messages), set=sample.set)
-    record = _finetune(plain, out)
-    return record | ({"box_space": spaces.pop().value} if spaces else {})
-
-
-_FROM = {"user": "human", "assistant": "gpt", "system": "system"}
 _SAME = {role: role for role in ("user", "assistant", "system", "tool")}
-_finetune = _write_talk(TOKENS, ("conversations", "from", "value"), _FROM, newline=True)
 _WITH_MEDIA = ("image", "images", "video", "videos")
 
 
@@ -329,7 +205,7 @@ TALKS = (
         help="ms-swift: messages with <ref-object> and <bbox>, filled by objects",
         fits=lambda r: bool(turns_of(r)) and ("objects" in r or _holds(r, *(SWIFT.slots or ()))),
         read=_talk(SWIFT),
-        write=_write_talk(SWIFT, ("messages", "role", "content"), _SAME, plural=True),
+        write=talk_writer(SWIFT, ("messages", "role", "content"), _SAME, plural=True),
     ),
     Format(
         name="qwen-vl",
@@ -340,7 +216,7 @@ TALKS = (
             and not any(k in r for k in _WITH_MEDIA)
         ),
         read=_talk(TAGS, newline=True),
-        write=_write_talk(TAGS, ("conversations", "from", "value"), {"user": "user", "assistant": "assistant"}),
+        write=talk_writer(TAGS, ("conversations", "from", "value"), {"user": "user", "assistant": "assistant"}),
         container="json",
     ),
     Format(
@@ -350,7 +226,7 @@ TALKS = (
             _conversations(r) and ("video" in r or "box_space" in r or _is_list(r, "image") or _holds(r, '"bbox_2d"'))
         ),
         read=_talk(TOKENS, newline=True, boxes_in_json=True),
-        write=_write_json_boxes,
+        write=write_json_boxes,
         container="json",
     ),
     Format(
@@ -358,7 +234,7 @@ TALKS = (
         help="ShareGPT, LLaMA-Factory: messages or conversations, media in lists",
         fits=lambda r: bool(turns_of(r)) and (not _conversations(r) or "images" in r or "videos" in r),
         read=_talk(TOKENS),
-        write=_write_talk(TOKENS, ("messages", "role", "content"), _SAME, plural=True),
+        write=talk_writer(TOKENS, ("messages", "role", "content"), _SAME, plural=True),
         container="json",
     ),
     Format(
@@ -366,7 +242,7 @@ TALKS = (
         help="LLaVA: conversations of from and value, one image",
         fits=_conversations,
         read=_talk(TOKENS, newline=True),
-        write=_write_talk(TOKENS, ("conversations", "from", "value"), _FROM, newline=True),
+        write=talk_writer(TOKENS, ("conversations", "from", "value"), FROM, newline=True),
         container="json",
     ),
 )
