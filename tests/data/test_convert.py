@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from foveal.core.box import Box, Space
 from foveal.core.errors import InputError
+from foveal.data import sinks
 from foveal.data.convert import TARGETS, convert
 from foveal.data.formats import open_source
-from foveal.data.rows import DataError
+from foveal.data.rows import DataError, arrow
 from foveal.data.sample import Sample, normal
 from foveal.data.source import Listed
 
@@ -203,3 +204,13 @@ def test_videos_frames_and_data_urls(pictures: Path, tmp_path: Path) -> None:
     assert again.messages == listed
     with pytest.raises(DataError, match="its video has the setting 'sample_fps'"):
         convert(source, tmp_path / "no", to="swift")
+
+
+def test_row_groups_are_small(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "_BYTES", 3 * (pictures / "a.png").stat().st_size)
+    made = normal([{"role": "user", "content": [{"image": str(pictures / "a.png")}, "?"]}])
+    source = Listed("set", [Sample(id=str(i), messages=made, set="set") for i in range(10)])
+    target = convert(source, tmp_path / "x", to="parquet").target
+    metadata = arrow("pyarrow.parquet").read_metadata(target)
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [4, 4, 2]
+    assert content(open_source(target), tmp_path) == content(source, tmp_path)

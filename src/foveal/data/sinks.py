@@ -15,7 +15,8 @@ from foveal.core.media import MediaBudget
 from foveal.data.rows import DataError, arrow
 from foveal.processing.media import open_bytes
 
-_ROWS = 256  # of one row group: what reading one sample of a parquet file costs
+# The most of one row group, which is what reading one sample of a parquet file costs.
+_ROWS, _BYTES = 256, 1 << 24
 _KINDS = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM", "bmp"))
 
 
@@ -187,12 +188,14 @@ class _Parquet:
         )
         self.table = pa.Table
         self.writer = arrow("pyarrow.parquet").ParquetWriter(part, self.schema)
-        self.budget, self.waiting = budget, list[dict[str, Any]]()
+        self.budget, self.waiting, self.bytes = budget, list[dict[str, Any]](), 0
 
     def store(self, source: Any) -> dict[str, Any]:
         self.media += 1
         path = Path(source).name if isinstance(source, str) and source[:5].lower() != "data:" else None
-        return {"bytes": content_of(source, self.budget), "path": path}
+        content = content_of(source, self.budget)
+        self.bytes += len(content)
+        return {"bytes": content, "path": path}
 
     def add(self, record: dict[str, Any]) -> None:
         known = set(self.schema.names) - {"extra"}
@@ -201,12 +204,12 @@ class _Parquet:
         extra = {**{k: v for k, v in record.items() if k not in known and k != "extra"}, **record.get("extra", {})}
         row = {k: v for k, v in record.items() if k in known}
         self.waiting.append(row | ({"extra": json.dumps(extra, ensure_ascii=False)} if extra else {}))
-        if len(self.waiting) == _ROWS:
+        if len(self.waiting) == _ROWS or self.bytes > _BYTES:
             self._flush()
 
     def _flush(self) -> None:
         self.writer.write_table(self.table.from_pylist(self.waiting, schema=self.schema))
-        self.waiting = []
+        self.waiting, self.bytes = [], 0
 
     def finish(self) -> None:
         if self.waiting:
