@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from importlib import import_module
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from foveal.core.errors import ConfigError, HubError, WeightsError
 from foveal.families.adapter import open_adapter, save_adapter
-from foveal.nn.lora import adapted, merge, strip
+from foveal.families.describe import families
+from foveal.families.load import name_map
+from foveal.nn.lora import adaptable, adapted, merge, strip
 from tests.helpers import peft
 
 WHOLE = {"regex": ("adapter.down.weight", "adapter.down.bias"), "listed": ()}
@@ -216,3 +219,29 @@ def test_what_peft_cannot_say_is_not_saved(tmp_path):
     tied, _ = opened(peft.FOLDER / "listed", tied=True)
     with pytest.raises(ConfigError, match="the weight of the vocabulary head too"):
         save_adapter(tied, tmp_path, family=peft.QWEN2_VL, config=peft.QWEN2_VL_CONFIG, whole=["language.embed.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "helper", "settings"),
+    [
+        ("qwen2_vl", "checkpoints", {}),
+        ("qwen2_5_vl", "qwen2_5_vl", {}),
+        ("qwen3_vl", "qwen3_vl", {}),
+        ("clip", "clip", {}),
+        ("siglip", "siglip", {}),
+        ("deepseek_vl", "deepseek_vl", {"hybrid": True}),
+        ("deepseek_vl", "deepseek_vl", {"hybrid": False}),
+    ],
+)
+def test_layers_have_the_paths_of_modules_of_transformers(name, helper, settings):
+    """PEFT finds what it adapts by these."""
+    theirs = import_module(f"tests.helpers.{helper}").oracle(**settings)
+    family = families()[name]
+    config = family.from_published(theirs.config.to_dict())
+    with torch.device("meta"):
+        network = family.build(config)
+    names, modules = name_map(family, family.layout(config)), {path for path, _ in theirs.named_modules()}
+    sources = [p for ours in adaptable(network) for p in names.sources(f"{ours}.weight") or {}]
+    paths = [names.module_path(p.removesuffix(".weight")) for p in sources if p.endswith(".weight")]
+    assert len(paths) >= len(sources) - 1  # SigLIP's pooling head keeps its joined weight outside of a linear layer
+    assert not set(paths) - modules

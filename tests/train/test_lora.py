@@ -14,7 +14,7 @@ from foveal.train.loop import run
 from foveal.train.lora import Lora, apply, merge, open_adapter, save_adapter, strip
 from foveal.train.stage import Stage
 from foveal.weights.names import NameMap
-from foveal.weights.peft import Adapter, Thin, nested_path, read_adapter, write_adapter
+from foveal.weights.peft import Adapter, Thin, read_adapter, write_adapter
 from tests.helpers import peft
 
 
@@ -137,7 +137,7 @@ def test_every_published_layer_is_found_under_all_its_spellings(layer, numbers, 
     names = MAPS[name]
     values = dict(zip("ijknms", [*numbers, *numbers], strict=True))
     path, wanted = published.format(**values), ours.format(**values)
-    spelled = nested_path(names, path) if nested else path
+    spelled = names.module_path(path) if nested else path
     place = names.place(f"{spelled}.weight")
     assert place is not None and place.ours == f"{wanted}.weight"
     assert path + ".weight" in names.sources(place.ours)

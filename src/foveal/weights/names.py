@@ -1,7 +1,7 @@
 """Name maps as data: published tensor names on the left, ours on the right, one rule a line.
 
     # a comment
-    read model.visual. as visual.
+    modules model.visual. as visual.
     tied lm_head.weight to model.embed_tokens.weight
     skip text_model.embeddings.position_ids
     visual.blocks.{i}.norm1.{weight,bias} -> vision.blocks.{i}.norm1.{weight,bias}
@@ -9,15 +9,16 @@
     text_projection ^T -> text.head.weight
     embeddings.cls_token ^11 -> vision.class_token
 
-`{i}` stands for a layer number. `{a,b}` is short for one rule per choice; the n-th choice on the left
-goes with the n-th on the right. `+` joins the rows (first dimension) of several published tensors of one
-shape, in order; ours is cut into equal shares again when it is written. `^T` after a published name says that
-the matrix, or each of a stack of matrices, is stored transposed, `^1` (`^11`) that the tensor is stored with
-one (two) more dimensions of size 1 in front. `read PREFIX as PREFIX` names a second spelling that some library
-releases write: it is read as the official one and never written. `tied COPY to ORIGINAL` says that a model
-may leave out the copy and use the original's value. `skip NAME` is a tensor of some releases that holds
-nothing to learn, such as a row of position numbers: it is neither read nor written. The way from our names back to
-the published ones is derived, so a map that is not one to one is an error when it is read.
+`{i}` stands for a layer number. `{a,b}` is short for one rule per choice; the n-th choice on the left goes with the
+n-th on the right. `+` joins the rows (first dimension) of several published tensors of one shape, in order; ours is
+cut into equal shares again when it is written. `^T` after a published name says that the matrix, or each of a stack
+of matrices, is stored transposed, `^1` (`^11`) that the tensor is stored with one (two) more dimensions of size 1 in
+front. `read PREFIX as PREFIX` names a second spelling that some library releases write: it is read as the official
+one and never written. `modules PREFIX as PREFIX` does the same, and says that today's libraries call their modules
+so: adapters are written in that spelling. `tied COPY to ORIGINAL` says that a model may leave out the copy and use
+the original's value. `skip NAME` is a tensor of some releases that holds nothing to learn, such as a row of position
+numbers: it is neither read nor written. The way from our names back to the published ones is derived, so a map that
+is not one to one is an error when it is read.
 """
 
 import itertools
@@ -31,7 +32,7 @@ from foveal.core.errors import ConfigError
 _NUMBER = re.compile(r"[0-9]+")
 _GROUP = re.compile(r"\{([^{}]*)\}")
 _PLAIN = re.compile(r"[A-Za-z0-9_.\-]*")
-_READ = re.compile(r"read\s+(\S+)\s+as\s+(\S+)")
+_READ = re.compile(r"(read|modules)\s+(\S+)\s+as\s+(\S+)")
 _TIED = re.compile(r"tied\s+(\S+)\s+to\s+(\S+)")
 _SKIP = re.compile(r"skip\s+(\S+)")
 _MARKED = re.compile(r"(.*?)\s*\^(T|1+)")
@@ -92,6 +93,8 @@ class NameMap:
         where: file name or other origin, for errors.
         rules: every rule, choices spelled out.
         readings: (other prefix, official prefix) pairs; longer prefixes are tried first.
+        modules: those readings whose first spelling is that of the modules of today's libraries; longer official
+            prefixes first.
         ties: our name of a tensor that a model may leave out -> our name of the tensor whose value it shares.
         skipped: patterns of published tensors that are left alone.
     """
@@ -99,6 +102,7 @@ class NameMap:
     where: str
     rules: tuple[Rule, ...]
     readings: tuple[tuple[str, str], ...]
+    modules: tuple[tuple[str, str], ...]
     ties: Mapping[str, str]
     skipped: tuple[str, ...]
     _to_ours: _Direction
@@ -110,6 +114,7 @@ class NameMap:
         """Reads a map from its text. Raises `ConfigError` with the line when a rule is broken or not unique."""
         rules: list[Rule] = []
         readings: list[tuple[str, str]] = []
+        modules: list[tuple[str, str]] = []
         ties: list[tuple[str, str]] = []
         skips: list[Rule] = []
         for number, raw in enumerate(text.splitlines(), start=1):
@@ -118,7 +123,8 @@ class NameMap:
             if arrow:
                 rules.extend(_spell_out(left.strip(), right.strip(), f"{where}:{number}", number))
             elif reading := _READ.fullmatch(line):
-                readings.append((reading[1], reading[2]))
+                readings.append((reading[2], reading[3]))
+                modules += [(reading[2], reading[3])] if reading[1] == "modules" else []
             elif tie := _TIED.fullmatch(line):
                 ties.append((tie[1], tie[2]))
             elif skip := _SKIP.fullmatch(line):
@@ -155,6 +161,7 @@ class NameMap:
             where=where,
             rules=tuple(rules),
             readings=tuple(sorted(readings, key=lambda pair: -len(pair[0]))),
+            modules=tuple(sorted(modules, key=lambda pair: -len(pair[1]))),
             ties={one.ours: two.ours for copy, original in ties if (one := places[copy]) and (two := places[original])},
             skipped=tuple(name for r in skips for name in r.published),
             _to_ours=to_ours,
@@ -175,6 +182,13 @@ class NameMap:
         for other, prefix in self.readings:
             if published.startswith(other):
                 return prefix + published[len(other) :]
+        return published
+
+    def module_path(self, published: str) -> str:
+        """An official published name, or the beginning of one, as the modules of today's libraries spell it."""
+        for other, prefix in self.modules:
+            if published.startswith(prefix):
+                return other + published[len(prefix) :]
         return published
 
     def ours(self, published: str) -> str | None:

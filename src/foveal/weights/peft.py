@@ -72,7 +72,7 @@ class Adapter:
         dropout, rslora: of all updates.
         base: what the adapter says it was trained on.
         targets, exclude: which modules were adapted: names or one regular expression.
-        nested: whether paths are in the second spelling of the family.
+        nested: whether paths are those of today's modules, where these are called otherwise than published.
         complete: whether all layers that `targets` match must be there.
     """
 
@@ -101,7 +101,7 @@ def read_adapter(folder: Path, names: NameMap) -> Adapter:
     embeddings, adapters, nested = set[str](), set[str](), False
     for key, tensor in _tensors(folder).items():
         path = key.removeprefix(PREFIX)
-        nested = nested or names.official(path) != path
+        nested = nested or any(path.startswith(other) for other, _ in names.modules)
         if "lora_magnitude_vector" in path:
             raise ConfigError(f"{where} is of DoRA ({key!r}), which is not computed; merge it with PEFT first.")
         if thin := _THIN.fullmatch(path):
@@ -160,21 +160,10 @@ def read_adapter(folder: Path, names: NameMap) -> Adapter:
 
 def expects(adapter: Adapter, names: NameMap, module: str) -> bool:
     """Whether the adapter's settings name the published layer `module`, in the spelling of its files."""
-    path = nested_path(names, module) if adapter.nested else module
+    path = names.module_path(module) if adapter.nested else module
     if adapter.targets == "all-linear":
         return not path.endswith("lm_head")
     return _matches(adapter.targets, path) and not _matches(adapter.exclude, path)
-
-
-def nested_path(names: NameMap, published: str) -> str:
-    """A published path in the longer spelling that the family's map reads: the modules of newer libraries."""
-    known = [
-        (other, short) for other, short in names.readings if published.startswith(short) and len(other) > len(short)
-    ]
-    if not known:
-        return published
-    other, short = max(known, key=lambda pair: len(pair[1]))
-    return other + published[len(short) :]
 
 
 def write_adapter(folder: Path, adapter: Adapter, names: NameMap) -> None:
@@ -184,7 +173,7 @@ def write_adapter(folder: Path, adapter: Adapter, names: NameMap) -> None:
     """
 
     def path(published: str) -> str:
-        return nested_path(names, published) if adapter.nested else published
+        return names.module_path(published) if adapter.nested else published
 
     if not adapter.thin:
         raise WeightsError("there is no update to save; apply an adapter first.")
