@@ -136,15 +136,16 @@ def test_killed_runs_end_with_the_same_losses(recipe, tmp_path):
     chance, kills = random.Random(7), 0
     while kills < int(os.environ.get("KILLS", KILLS)):
         before = len(read_rows(seen))
-        wait = chance.randint(1, 6)
+        wait = chance.randint(1, 3)
         process = begin(recipe, tmp_path / "killed", *SETTINGS)
         while process.poll() is None and abs(len(read_rows(seen)) - before) < wait:
             time.sleep(chance.random() * 0.05)
         time.sleep(chance.random() * 0.1)
         if process.poll() is not None:
+            process.communicate()
             break
         process.kill()
-        process.wait()
+        process.communicate()
         kills += 1
     assert kills
     process = begin(recipe, tmp_path / "killed", *SETTINGS)

@@ -6,9 +6,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from foveal.core.errors import ConfigError, neighbours
 from foveal.families.base import Family
 from foveal.families.describe import folder_of
+from foveal.families.dual import DualEncoder
 from foveal.families.load import Loaded, load, random_network, save_folder
 from foveal.processing.pictures import PictureProcessor
 from foveal.processing.processor import Processor
@@ -122,6 +125,12 @@ class Run:
         if isinstance(self.model, Fresh):
             fresh = self.model
             network = random_network(fresh.family, fresh.config, seed=fresh.seed, std=fresh.std)
+            if isinstance(network, DualEncoder):  # scale and offset begin as the papers say, not at random
+                first = dict(fresh.family.build(fresh.config).named_parameters())
+                with torch.no_grad():
+                    for name, parameter in network.named_parameters():
+                        if name.startswith("logit_"):
+                            parameter.copy_(first[name])
             if fresh.begin is not None:
                 fresh.begin(network)
             loaded = Loaded(

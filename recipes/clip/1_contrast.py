@@ -1,0 +1,57 @@
+"""CLIP from scratch: a picture finds its text among those of the batch.
+
+    foveal train recipes/clip/1_contrast.py --set data=FOLDER files=FOLDER
+    foveal train recipes/clip/1_contrast.py --set size=tiny
+
+Radford et al. 2021, "Learning transferable visual models", section 2.5 and the table of hyper-parameters: 32 epochs of
+400 million pairs in batches of 32,768; AdamW 5e-4 (ViT-B/32), cosine to 0 after 2000 steps; the temperature begins at
+0.07 and its inverse stays below 100. `files` is a released folder, for the vocabulary.
+"""
+
+import math
+from pathlib import Path
+
+from foveal.families.clip import FAMILY
+from foveal.processing.pictures import PictureProcessor
+from foveal.train.pairs import Contrast
+from foveal.train.run import Fresh, Run
+from foveal.train.shipped import Size, in_size, sets
+from foveal.train.stage import Stage
+from foveal.train.tiny import tiny
+
+TRAINABLE = (("*", 5e-4),)
+
+
+def run(
+    size: Size = "full",
+    released: str = "base-patch32",
+    files: Path = Path(),
+    data: str | None = None,
+    folder: Path = Path("build/clip"),
+) -> Run:
+    stage = Stage(
+        name="contrast",
+        data=sets(size, data, {"caption": 1.0}, {"caption": "caption"}),
+        task=Contrast(kind="softmax", chunk=4096),
+        steps=390_625,
+        batch=32_768,
+        trainable=TRAINABLE,
+        warmup=2000,
+        floor=0.0,
+        weight_decay=0.2,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        clip=math.inf,
+        dtype="bf16",
+        checkpointing=True,
+        save_every=1000,
+    )
+    changes = {"batch": 32, "steps": 300, "warmup": 30}
+    model = tiny("clip") if size == "tiny" else at_random(released, files)
+    return Run(model=model, stages=(in_size(size, stage, **changes),), folder=folder)
+
+
+def at_random(released: str, files: Path) -> Fresh:
+    """A model of a released size with random weights and the vocabulary of the folder `files`."""
+    config = FAMILY.size(released)
+    return Fresh(family=FAMILY, config=config, processor=PictureProcessor.from_folder(files, FAMILY.processing(config)))
