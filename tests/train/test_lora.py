@@ -1,21 +1,24 @@
 """Which layers `Lora` chooses, that nothing changes before training, and that training changes the updates only."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveal.core.errors import ConfigError
+from foveal.core.errors import ConfigError, WeightsError
 from foveal.families.describe import families
 from foveal.families.load import name_map
 from foveal.nn.lora import adaptable, adapted
 from foveal.train.loop import run
-from foveal.train.lora import Lora, apply, merge, open_adapter, save_adapter, strip
+from foveal.train.lora import Lora, adapting, apply, exporting, merge, open_adapter, save_adapter, strip
 from foveal.train.stage import Stage
+from foveal.train.trainer import train
 from foveal.weights.names import NameMap
 from foveal.weights.peft import Adapter, Thin, read_adapter, write_adapter
-from tests.helpers import peft
+from tests.helpers import peft, training
 
 
 def test_outputs_are_bit_for_bit_the_same_at_the_start():
@@ -119,6 +122,29 @@ def test_training_merging_and_opening_again(tmp_path):
     strip(network)
     # Seen: 5e-6.
     assert (peft.logits(network, packed) - live).abs().max() < 2e-5
+
+
+def test_a_run_learns_and_exports_an_adapter(tmp_path):
+    stage = training.stage(steps=4, trainable=(("*.lora.*", 5e-3), ("*", None)))
+    lora = Lora(targets=("language.layers.*",), rank=2)
+    run = training.run(tmp_path, stage, adapt=adapting(lora), export=exporting("toy"))
+    before = {name: p.clone() for name, p in replace(run, adapt=None).load().network.named_parameters()}
+    train(run)
+    folder = tmp_path / stage.name / "model"
+    assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    again = replace(run, adapt=None).load()
+    open_adapter(again.network, folder, family=again.family, config=again.config)
+    parameters = dict(again.network.named_parameters())
+    assert all(torch.equal(before[name], parameters[name]) for name in before)
+    assert all(p.b.abs().sum() > 0 for layer in adapted(again.network).values() for p in layer.parts)
+
+
+def test_a_network_with_updates_is_not_saved_as_a_checkpoint(tmp_path):
+    run = training.run(tmp_path, adapt=adapting(Lora()))
+    loaded = run.load()
+    with pytest.raises(WeightsError, match=r"carry updates .* merge and strip it first"):
+        run.save(loaded, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 MAPS = {name: name_map(family) for name, family in families().items()}

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveal.core.errors import InputError, neighbours
+from foveal.core.errors import InputError, WeightsError, neighbours
 from foveal.families.base import Family
 from foveal.families.describe import Described, describe
+from foveal.nn.lora import adapted
 from foveal.processing.pictures import PictureProcessor
 from foveal.processing.processor import Processor
 from foveal.weights.names import NameMap
@@ -117,6 +118,11 @@ def save_folder(
     shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes a complete checkpoint in the official layout; `folder` appears whole or not at all."""
+    if layers := adapted(network):
+        raise WeightsError(
+            f"{len(layers)} layers carry updates (first: {min(layers)}), for which a checkpoint has no place; save "
+            "the adapter alone, or merge and strip it first."
+        )
     names = name_map(family, family.layout(config))
     published = family.to_published(config)
     published["torch_dtype"] = str(next(network.parameters()).dtype).removeprefix("torch.")

@@ -1,14 +1,15 @@
 """LoRA (Hu et al. 2021): layers chosen by pattern learn thin updates while the weights stay as they are.
 
-names = apply(network, Lora(targets=("language.layers.*",), rank=16))
-stage = Stage(..., trainable=(("*.lora.*", 1e-3), ("*", None)))
-run(stage, network, ...)
-save_adapter(network, "adapter", family=..., config=...)     # PEFT's files
+For a run of stages: `Stage(trainable=(("*.lora.*", 1e-3), ("*", None)), ...)` and
+`Run(adapt=adapting(Lora(rank=16)), export=exporting("name of the model"), ...)`. `adapting` calls `apply`, and
+`exporting` calls `save_adapter`, which writes PEFT's files.
 """
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -16,9 +17,10 @@ from torch import nn
 
 from foveal.core.errors import ConfigError, neighbours
 from foveal.families.adapter import open_adapter, refuse_tied, save_adapter
+from foveal.families.load import Loaded
 from foveal.nn.lora import LoraPart, adaptable, attach, merge, sizes, strip, unmerge
 
-__all__ = ["Lora", "apply", "merge", "open_adapter", "save_adapter", "strip", "unmerge"]
+__all__ = ["Lora", "adapting", "apply", "exporting", "merge", "open_adapter", "save_adapter", "strip", "unmerge"]
 
 T = TypeVar("T", int, float)
 
@@ -91,6 +93,25 @@ def apply(network: nn.Module, lora: Lora) -> list[str]:
     network.requires_grad_(False)
     attach(network, parts)
     return names
+
+
+def adapting(lora: Lora) -> Callable[[Loaded], None]:
+    """For `Run.adapt`: gives the model the updates of `lora`."""
+
+    def adapt(loaded: Loaded) -> None:
+        apply(loaded.network, lora)
+
+    return adapt
+
+
+def exporting(base: str = "", *, whole: Iterable[str] = ()) -> Callable[[Loaded, Path], None]:
+    """For `Run.export`: writes the adapter alone. `base` and `whole` as for `save_adapter`."""
+    names = tuple(whole)
+
+    def export(loaded: Loaded, folder: Path) -> None:
+        save_adapter(loaded.network, folder, family=loaded.family, config=loaded.config, base=base, whole=names)
+
+    return export
 
 
 def chosen(layers: dict[str, nn.Module], patterns: tuple[str, ...]) -> list[str]:
