@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from foveal.engine.load import load
     from foveal.engine.model import Model
     from foveal.engine.request import Sampling
+    from foveal.processing.document import Document, Element, read_document
 
 __version__ = "0.1.0"
 
@@ -24,7 +25,9 @@ _HOME = {
     "Answer": "engine.answer",
     "Box": "core.box",
     "Classifier": "engine.classifier",
+    "Document": "processing.document",
     "Dual": "engine.dual",
+    "Element": "processing.document",
     "FovealError": "core.errors",
     "Guess": "engine.classifier",
     "ImageView": "core.box",
@@ -39,13 +42,16 @@ _HOME = {
     "Usage": "engine.answer",
     "join": "core.packed",
     "load": "engine.load",
+    "read_document": "processing.document",
 }
 
 __all__ = [
     "Answer",
     "Box",
     "Classifier",
+    "Document",
     "Dual",
+    "Element",
     "FovealError",
     "Guess",
     "ImageView",
@@ -61,6 +67,7 @@ __all__ = [
     "__version__",
     "join",
     "load",
+    "read_document",
 ]
 
 

@@ -48,7 +48,7 @@ def test_transformers_head(pool):
     starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
     ours = pool(torch.cat(pictures), starts)
     for row, picture in zip(ours, pictures, strict=True):
-        with torch.no_grad():  # worst seen: 1.2e-6
+        with torch.no_grad():  # worst seen: 2.4e-6, on values up to 8
             torch.testing.assert_close(row, theirs(picture[None])[0], rtol=0, atol=1e-5)
 
 
@@ -56,7 +56,7 @@ def test_alone_is_as_in_a_pack(pool):
     pictures = [torch.randn(n, WIDTH) for n in (5, 5, 2)]
     together = pool(torch.cat(pictures), [0, 5, 10, 12])
     for row, picture in zip(together, pictures, strict=True):
-        torch.testing.assert_close(row, pool(picture, [0, len(picture)])[0], rtol=0, atol=1e-5)  # worst seen: 1.5e-6
+        torch.testing.assert_close(row, pool(picture, [0, len(picture)])[0], rtol=0, atol=1e-5)  # worst seen: 2.4e-6
 
 
 def test_no_pictures_and_no_patches(pool):
