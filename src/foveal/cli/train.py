@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         train(chosen, report=bar.show)
     finally:
         bar.end()
-    for stage in chosen.stages:
+    for stage in chosen.stages if os.environ.get("RANK", "0") == "0" else ():
         print(chosen.folder / stage.name / "model")
     return 0
 

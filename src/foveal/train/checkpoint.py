@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -14,6 +14,9 @@ from torch import Tensor
 from foveal.core.errors import WeightsError
 
 log = logging.getLogger(__name__)
+
+Rows = Callable[[str, Sequence[int]], slice | None]
+"""A tensor's name and shape -> which of its rows are read; None for all."""
 
 
 def write_checkpoint(
@@ -30,20 +33,24 @@ def write_checkpoint(
     _flush_folder(path.parent)
 
 
-def read_checkpoint(path: Path, *, stage: str | None = None) -> tuple[dict[str, Tensor], int]:
+def read_checkpoint(path: Path, *, stage: str | None = None, rows: Rows | None = None) -> tuple[dict[str, Tensor], int]:
     """Tensors and the number of steps done. Raises `WeightsError` for a damaged file or another stage's."""
-    tensors, notes = read_noted(path)
+    tensors, notes = read_noted(path, rows)
     if stage is not None and notes.get("stage") != stage:
         raise WeightsError(f"{path} is of stage {notes.get('stage')!r}, expected {stage!r}.")
     return tensors, int(notes.get("step", 0))
 
 
-def read_noted(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and notes of a checkpoint. Raises `WeightsError` for a damaged file."""
+def read_noted(path: Path, rows: Rows | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (or the `rows` of them) and notes of a checkpoint. Raises `WeightsError` for a damaged file."""
     try:
         with safe_open(path, framework="pt") as file:
             notes = file.metadata() or {}
-            return {key: file.get_tensor(key) for key in file.keys()}, notes  # noqa: SIM118
+            found = {}
+            for key in file.keys():  # noqa: SIM118
+                part = None if rows is None else rows(key, file.get_slice(key).get_shape())
+                found[key] = file.get_tensor(key) if part is None else file.get_slice(key)[part]
+            return found, notes
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} is no readable checkpoint: {error}. Delete it to begin the stage anew.") from None
 
@@ -71,11 +78,11 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.safetensors"
 
-    def newest(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-        """Tensors and notes of the newest checkpoint that can be read, or None. A damaged one is passed over."""
+    def newest(self, rows: Rows | None = None) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        """Tensors (or `rows` of them) and notes of the newest checkpoint; damaged ones are passed over."""
         for step in reversed(self.steps()):
             try:
-                tensors, notes = read_noted(self.path(step))
+                tensors, notes = read_noted(self.path(step), rows)
             except WeightsError as error:
                 log.warning("%s The one before is taken.", error)
                 continue

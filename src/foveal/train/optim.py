@@ -59,7 +59,7 @@ class MasterAdamW:
             parameter.grad = None
             if scale != 1.0 and master.grad is not None:
                 master.grad /= scale
-        norm = float(torch.nn.utils.clip_grad_norm_(self.masters, clip, foreach=True))
+        norm = self.clipped(clip)
         if not math.isfinite(norm):
             for master in self.masters:
                 master.grad = None
@@ -76,6 +76,10 @@ class MasterAdamW:
             for (_, parameter, _), master in zip(self.rows, self.masters, strict=True):
                 parameter.copy_(master)
         return norm
+
+    def clipped(self, clip: float) -> float:
+        """The norm of all gradients together, which are then scaled to at most `clip`."""
+        return float(torch.nn.utils.clip_grad_norm_(self.masters, clip, foreach=True))
 
     def adopt(self, kept: Mapping[str, Tensor]) -> None:
         """Begins with the weights of another optimizer's `state`, where names agree: an earlier stage's."""

@@ -1,13 +1,21 @@
 """The processes that train together. All that the loop knows of them is here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed, nn
 
+from foveal.train.optim import MasterAdamW
+
+if TYPE_CHECKING:
+    from foveal.families.load import Loaded
+    from foveal.train.run import Run
+
 
 class Ranks:
-    """This process among those of `torch.distributed`; alone where that is not initialised.
+    """This process among those of `torch.distributed`; alone where that is not initialised. Each has the whole
+    network; `foveal.train.sharded.ShardedRanks` shares it out.
 
     Attributes:
         rank, world: number of this process, and how many there are.
@@ -23,6 +31,37 @@ class Ranks:
     def first(self) -> bool:
         """Whether this process writes files and messages for all."""
         return self.rank == 0
+
+    @property
+    def loads_on(self) -> str:
+        """The device on which the network is loaded, before `place`."""
+        return str(self.device)
+
+    def place(self, network: nn.Module, dtype: torch.dtype | None = None) -> None:
+        """Prepares a loaded network, which computes in `dtype` (None: as it is): all begin with the first's weights."""
+        if dtype is not None:
+            network.to(dtype)
+        self.same([parameter.detach() for parameter in network.parameters()])
+
+    def optimizer(self, rows: Sequence[tuple[str, nn.Parameter, float]], **settings: Any) -> MasterAdamW:
+        """An optimizer of what this process holds; see `MasterAdamW`."""
+        return MasterAdamW(rows, **settings)
+
+    def own(self, parameter: nn.Parameter) -> Tensor:
+        """What this process holds of a parameter; it shares the parameter's memory."""
+        return parameter
+
+    def rows(self, key: str, shape: Sequence[int]) -> slice | None:
+        """Which rows of a checkpoint's tensor this process reads; None for all."""
+        return None
+
+    def whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state of all processes, on the first one. All must ask for it."""
+        return dict(state)
+
+    def gathered(self, run: "Run", loaded: "Loaded", *, device: str = "cpu") -> "Loaded":
+        """The model with its whole network, on the first process. All must ask for it."""
+        return loaded
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sum over all processes of each value."""

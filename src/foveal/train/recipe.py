@@ -52,7 +52,7 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Run:
     made = make(**{name: getattr(checked, name) for name in own})
     if not isinstance(made, Run):
         raise ConfigError(f"{path}: run() gave a {type(made).__name__}; it must return a foveal.train.run.Run.")
-    known = [*arguments, "folder", "workers", "model", "device"]
+    known = [*arguments, "folder", "workers", "model", "device", "parallel", "log_samples"]
     for name in others:
         if "." not in name and name not in known:
             names = [f.name for f in dataclasses.fields(Stage)] + ["rate"]

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -58,6 +58,10 @@ class Run:
         folder: receives a folder a stage: `log.jsonl`, checkpoints, and at its end `model`, an official checkpoint.
         workers: processes that prepare samples; 0: the training process itself.
         device: "cpu", "cuda", ...; None: an accelerator if there is one.
+        parallel: how the processes that torchrun starts share the work. "ddp": each has the whole network and a part
+            of every step's samples; "fsdp": the network, gradients and moments are shared out as well; None: there
+            is one process. Results differ by the rounding of sums only.
+        log_samples: write "set:id" of the samples of every step to `samples-RANK.jsonl` in the stage's folder.
         adapt: changes the loaded model before training, e.g. puts adapters in; None for nothing.
         export: (model, folder) -> writes what a stage gives; None for an official checkpoint.
         evaluate: (model, step) -> figures, in evaluation mode, logged beside the loss; None for nothing.
@@ -69,6 +73,8 @@ class Run:
     folder: Path
     workers: int = 2
     device: str | None = None
+    parallel: Literal["ddp", "fsdp"] | None = None
+    log_samples: bool = False
     adapt: Callable[[Loaded], None] | None = None
     export: Callable[[Loaded, Path], None] | None = None
     evaluate: Callable[[Loaded, int], Mapping[str, float]] | None = None
@@ -86,6 +92,10 @@ class Run:
                 f"the stages compute in {', '.join(sorted(map(str, types)))}; a run has one dtype, so that what stays "
                 "frozen is not rounded on the way."
             )
+        if self.parallel not in (None, "ddp", "fsdp"):
+            raise ConfigError(f'Run.parallel is {self.parallel!r}; expected "ddp", "fsdp", or None for one process.')
+        if not isinstance(self.log_samples, bool):
+            raise ConfigError(f"Run.log_samples is {self.log_samples!r}; expected true or false.")
         if not isinstance(self.workers, int) or self.workers < 0:
             raise ConfigError(f"Run.workers is {self.workers!r}; expected a whole number, 0 or more.")
 

@@ -22,17 +22,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from foveal.core.errors import ConfigError
-from foveal.engine.model import default_device
 from foveal.families.load import DTYPES, Loaded
 from foveal.train.batches import Feed, StepPacks
 from foveal.train.checkpoint import Checkpoints, append_json, cut_rows, read_checkpoint
 from foveal.train.loop import DivergedError
 from foveal.train.meter import Meter, Progress, peak_operations
-from foveal.train.optim import MasterAdamW, learned
+from foveal.train.optim import learned
+from foveal.train.parallel import together
 from foveal.train.ranks import Ranks
 from foveal.train.replay import write_replay
 from foveal.train.run import Run, sized
 from foveal.train.scale import LossScale
+from foveal.train.sharded import units
 from foveal.train.stage import Stage
 from foveal.train.task import NextToken, Task
 
@@ -52,13 +53,14 @@ def train(run: Run, *, report: Report | None = None) -> Loaded:
         DivergedError: a loss or gradient is not finite; a replay file lies in the stage's folder.
         KeyboardInterrupt: Ctrl-C; the stage was saved first.
     """
-    device = run.device or default_device()
-    ranks = Ranks(torch.device(device))
-    loaded = replace_device(run, device).load()
-    for number, stage in enumerate(run.stages):
-        progress = StageRun(run, stage, loaded, before=run.stages[:number], ranks=ranks)
-        loaded = progress.go(report)
-    return loaded
+    with together(run) as ranks:
+        loaded = replace_device(run, ranks.loads_on).load()
+        dtype = run.stages[0].dtype
+        ranks.place(loaded.network, None if dtype is None else DTYPES[dtype])
+        for number, stage in enumerate(run.stages):
+            progress = StageRun(run, stage, loaded, before=run.stages[:number], ranks=ranks)
+            loaded = progress.go(report)
+        return ranks.gathered(run, loaded)
 
 
 def replace_device(run: Run, device: str) -> Run:
@@ -113,7 +115,7 @@ class StageRun:
         for _, parameter, _ in rows:
             parameter.requires_grad_(True)
         self.parameters = [parameter for _, parameter, _ in rows]
-        self.optimizer = MasterAdamW(
+        self.optimizer = ranks.optimizer(
             rows, weight_decay=stage.weight_decay, betas=stage.betas, eps=stage.eps, average=stage.average
         )
         self.scale = LossScale(on=stage.dtype == "fp16")
@@ -124,16 +126,16 @@ class StageRun:
     def _take_over(self, earlier: Stage) -> None:
         """Begins with what an earlier stage of the run learned."""
         path = Checkpoints(self.run.folder / earlier.name, earlier.name).path(earlier.steps)
-        kept, _ = read_checkpoint(path, stage=earlier.name)
+        kept, _ = read_checkpoint(path, stage=earlier.name, rows=self.ranks.rows)
         with torch.no_grad():
             for name, parameter in self.network.named_parameters():
                 if (found := learned(kept, name)) is not None:
-                    parameter.copy_(found)
+                    self.ranks.own(parameter).copy_(found)
         self.optimizer.adopt(kept)
 
     def resume(self) -> None:
         """Goes on from the newest checkpoint, if there is one."""
-        found = self.checkpoints.newest()
+        found = self.checkpoints.newest(self.ranks.rows)
         if found is not None:
             self.restore(*found)
             log.info("stage %s goes on at step %d of %d", self.stage.name, self.step, self.stage.steps)
@@ -155,10 +157,20 @@ class StageRun:
         """Everything needed to go on, as named tensors."""
         return {**self.optimizer.state(), **self.scale.state()}
 
+    def _agreed(self) -> None:
+        """Raises `ConfigError` where processes would go on from different steps."""
+        most, least = self.ranks.most([self.step, -self.step])
+        if most != -least:
+            raise ConfigError(
+                f"stage {self.stage.name}: processes would go on from step {-least:.0f} and from step {most:.0f}. All "
+                f"must see the same checkpoints; put {self.run.folder} on a disk that every machine shares."
+            )
+
     def save(self) -> None:
         """Writes a checkpoint of the steps done."""
+        state = self.ranks.whole(self.state())
         if self.ranks.first:
-            self.checkpoints.write(self.state(), step=self.step, notes=self._notes())
+            self.checkpoints.write(state, step=self.step, notes=self._notes())
         self.ranks.wait()
 
     def _notes(self) -> dict[str, str]:
@@ -168,9 +180,13 @@ class StageRun:
         """Runs the stage to its end, exports the model and returns it."""
         stage = self.stage
         self.resume()
+        self._agreed()
         logfile = self.folder / "log.jsonl"
+        samples = self.folder / f"samples-{self.ranks.rank}.jsonl"
         if self.ranks.first:
-            cut_rows(logfile, self.step)
+            for file in [logfile, *self.folder.glob("samples-*.jsonl")]:
+                cut_rows(file, self.step)
+        self.ranks.wait()
         peak = peak_operations(self.ranks.device, next(self.network.parameters()).dtype)
         meter = Meter(self.network, peak=peak, world=self.ranks.world)
         board = _board(self.folder) if self.ranks.first else None
@@ -181,6 +197,8 @@ class StageRun:
         with interrupts() as asked, recomputing(self.network, on=stage.checkpointing), made as steps:
             for packs in steps:
                 done, norm = self.update(packs)
+                if self.run.log_samples:
+                    append_json(samples, {"step": self.step, "samples": [i for ids in packs.ids for i in ids]})
                 meter.add(
                     packs.sizes,
                     samples=sum(map(len, packs.ids)),
@@ -264,9 +282,10 @@ class StageRun:
         guilty = [ids for ids, share in zip(packs.ids, shares, strict=False) if not math.isfinite(share)]
         names = [name for ids in guilty or packs.ids for name in ids]
         file = self.folder / f"replay-{self.step:08d}.json"
+        state = self.ranks.whole(self.state())
         if self.ranks.first:
             write_replay(
-                file, self.run, self.stage, self.state(), self._notes(), step=self.step, what=what, samples=names,
+                file, self.run, self.stage, state, self._notes(), step=self.step, what=what, samples=names,
                 world=self.ranks.world,
             )  # fmt: skip
         first = self.step * self.stage.batch
@@ -286,7 +305,9 @@ class StageRun:
         if self.run.evaluate is None:
             return
         self.network.eval()
-        found = dict(self.run.evaluate(self.loaded, self.step))
+        whole = self.ranks.gathered(self.run, self.loaded, device=str(self.ranks.device))
+        found = dict(self.run.evaluate(whole, self.step)) if self.ranks.first else {}
+        self.ranks.wait()
         self.network.train()
         self._log({"stage": self.stage.name, "step": self.step, "evaluation": found}, logfile, board)
 
@@ -307,9 +328,12 @@ class StageRun:
         with torch.no_grad():
             for name, parameter in self.network.named_parameters():
                 if name in weights:
-                    parameter.copy_(weights[name])
-        if self.ranks.first and not (self.folder / "model" / "config.json").exists():
-            self.run.save(self.loaded, self.folder / "model")
+                    self.ranks.own(parameter).copy_(weights[name])
+        missing = self.ranks.first and not (self.folder / "model" / "config.json").exists()
+        if self.ranks.most([missing])[0]:
+            whole = self.ranks.gathered(self.run, self.loaded)
+            if self.ranks.first:
+                self.run.save(whole, self.folder / "model")
         self.ranks.wait()
         return self.loaded
 
@@ -344,13 +368,7 @@ def interrupts() -> Iterator[threading.Event]:
 def recomputing(network: nn.Module, *, on: bool = True) -> Iterator[None]:
     """Inside, every layer of the network keeps its input only, and is computed again in the backward pass
     (Chen et al. 2016)."""
-    layers = [
-        layer
-        for path, module in network.named_modules()
-        if on and isinstance(module, nn.ModuleList) and path.rpartition(".")[2] in ("layers", "blocks")
-        for layer in module
-        if not isinstance(layer, nn.Linear)
-    ]
+    layers = units(network) if on else []
     for layer in layers:
         layer.forward = _kept(layer.forward)
     try:
