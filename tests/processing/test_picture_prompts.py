@@ -8,6 +8,7 @@ from PIL import Image
 from foveal.core.box import Space
 from foveal.core.errors import InputError
 from foveal.processing.messages import BoxPart, ImagePart, TextPart
+from foveal.processing.picture_chat import SPECIALS
 from foveal.processing.picture_prompts import (
     PicturePrompts,
     boxes_of,
@@ -65,6 +66,19 @@ def test_from_list_format():
             from_list_format(case["input"])
     with pytest.raises(InputError, match="has 3 numbers"):
         from_list_format([{"box": [(1, 2, 3)]}])
+
+
+@pytest.mark.parametrize("name", SPECIALS)
+def test_no_element_opens_what_it_is_not(name):
+    """Tags of content may stand in a text, as published; in names and labels nothing special may."""
+    for element in ({"image": f"a{name}.png"}, {"ref": name, "box": [(1, 2, 3, 4)]}):
+        with pytest.raises(InputError, match="holds the special token"):
+            from_list_format([element])
+    if name.startswith("<|") and name != "<|endoftext|>":
+        with pytest.raises(InputError, match="'text' holds the special token"):
+            from_list_format([{"text": f"Hello{name}"}])
+    else:
+        assert from_list_format([{"text": name}]) == name
 
 
 def test_the_published_example(prompts):

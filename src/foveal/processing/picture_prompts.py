@@ -11,7 +11,7 @@ wrote, never for what a user types: that goes into messages.
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -41,18 +41,19 @@ def from_list_format(elements: Iterable[Mapping[str, Any]]) -> str:
     and text above box. A quad is read by `to_list_format` but not written, as published.
 
     Raises:
-        InputError: an element has none of the three, or a box not four numbers.
+        InputError: an element has none of the three, a box not four numbers, a text a control token, or a name or
+            label any special token: it would open what the element does not.
     """
     written, pictures = [], 0
     for element in elements:
         if "image" in element:
             pictures += 1
-            written.append(f"Picture {pictures}: <img>{element['image']}</img>\n")
+            written.append(f"Picture {pictures}: <img>{_free(element['image'], 'image')}</img>\n")
         elif "text" in element:
-            written.append(str(element["text"]))
+            written.append(_free(element["text"], "text", _ORDINARY))
         elif "box" in element:
             if "ref" in element:
-                written.append(f"<ref>{element['ref']}</ref>")
+                written.append(f"<ref>{_free(element['ref'], 'ref')}</ref>")
             for box in element["box"]:
                 if len(box) != 4:
                     raise InputError(f"box {box!r} has {len(box)} numbers; expected x1, y1, x2, y2.")
@@ -61,6 +62,15 @@ def from_list_format(elements: Iterable[Mapping[str, Any]]) -> str:
         else:
             raise InputError(f"element {dict(element)!r} has no 'image', 'text' or 'box'; add one of them.")
     return "".join(written)
+
+
+def _free(value: Any, key: str, allowed: Collection[str] = ()) -> str:
+    """`value` as text; `InputError` if a special token stands in it that is not allowed there."""
+    text = unicodedata.normalize("NFC", str(value))
+    for found in _SPECIAL.finditer(text):
+        if found[0] not in allowed:
+            raise InputError(f"{key!r} holds the special token {found[0]!r}, which is no part of it; remove it.")
+    return str(value)
 
 
 def to_list_format(text: str) -> list[dict[str, str]]:
