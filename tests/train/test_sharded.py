@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from foveal.core.errors import ConfigError
+from foveal.families.siglip import FAMILY as SIGLIP
 from foveal.nn.moe import Experts
 from foveal.train.checkpoint import read_checkpoint, read_noted, write_checkpoint
 from foveal.train.sharded import ShardedRanks, refuse, units
@@ -55,6 +56,8 @@ def test_networks_that_cannot_be_shared() -> None:
     refuse(training.run(Path()).load().network)
     with pytest.raises(ConfigError, match=r'a tensor for each expert.*Use parallel="ddp"'):
         refuse(nn.Sequential(nn.Linear(2, 2), Experts(4, 4, 2)))
+    with pytest.raises(ConfigError, match="two towers whose pairs"):
+        refuse(SIGLIP.build(SIGLIP.size("tiny")))
     number = nn.Linear(2, 2)
     number.temperature = nn.Parameter(torch.tensor(1.0))
     with pytest.raises(ConfigError, match="temperature is one number"):

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from foveal.core.errors import ConfigError
+from foveal.families.dual import DualEncoder
 from foveal.families.load import Loaded
 from foveal.nn.moe import Experts
 from foveal.train.optim import MasterAdamW
@@ -121,6 +122,7 @@ class ShardedAdamW(MasterAdamW):
         super().__init__(local, **settings)
 
     def step(self, factor: float, clip: float, *, scale: float = 1.0) -> float:
+        """See `MasterAdamW.step`; all processes must take it."""
         self._look()
         for (_, local, _), parameter in zip(self.rows, self.sharded, strict=True):
             local.grad = None if parameter.grad is None else shard(parameter.grad)
@@ -165,6 +167,8 @@ def refuse(network: nn.Module) -> None:
     """Raises `ConfigError` for a network whose processes would wait for each other in vain."""
     if isinstance(network, FSDPModule):
         raise ConfigError("the network is in shards already; load it anew.")
+    if isinstance(network, DualEncoder):
+        raise ConfigError('parallel="fsdp": two towers whose pairs are compared are not shared. Use parallel="ddp".')
     if any(isinstance(module, Experts) for module in network.modules()):
         raise ConfigError(
             'parallel="fsdp": this model keeps a tensor for each expert, and an expert that no token of one process '
