@@ -119,13 +119,13 @@ def samples(folder: Path, name: str) -> list[Counter[str]]:
 def assert_same(folder: Path, one: str, other: str, stage: str = "toy") -> None:
     a, b = figures(folder, one, stage), figures(folder, other, stage)
     assert len(a) > 1
-    np.testing.assert_allclose(b[:, 0], a[:, 0], rtol=1e-6)  # worst seen: 9.3e-8
+    np.testing.assert_allclose(b[:, 0], a[:, 0], rtol=1e-6)  # worst seen: 1.7e-7
     np.testing.assert_allclose(b[:, 1], a[:, 1], rtol=4e-5)  # 1.3e-7; in shards 7.6e-6, where it is summed in float64
     mine, theirs = learned(folder, one, stage), learned(folder, other, stage)
     assert mine.keys() == theirs.keys()
     for key, tensor in mine.items():
         assert tensor.shape == theirs[key].shape, key
-        if key.startswith(("master/", "average/")):  # worst seen: 8e-6 of weights of size 0.02
+        if key.startswith(("master/", "average/")):  # worst seen: 5.7e-6 at rates of 2e-3
             torch.testing.assert_close(
                 theirs[key], tensor, rtol=0, atol=4e-5, msg=lambda text, key=key: f"{key}: {text}"
             )
@@ -170,7 +170,7 @@ def test_stages_and_evaluation_in_shards(made: Path) -> None:
 @pytest.mark.slow
 def test_in_bfloat16_shards_add_up_in_float32(made: Path) -> None:
     a, b = figures(made, "bf16-alone"), figures(made, "bf16-fsdp")
-    np.testing.assert_allclose(b, a, rtol=5e-3)
+    np.testing.assert_allclose(b, a, rtol=2e-3)  # worst seen: 1e-5 of the loss, 1.8e-4 of the norm
 
 
 @pytest.mark.slow
