@@ -210,6 +210,7 @@ def write_adapter(folder: Path, adapter: Adapter, names: NameMap) -> None:
         weights, config = parts
         save_file(tensors, weights, metadata={"format": "pt"})
         config.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+        weights.chmod(config.stat().st_mode & 0o777)  # the library makes it private
         for part, target in parts.items():
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
