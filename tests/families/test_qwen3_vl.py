@@ -108,6 +108,7 @@ def changed(section, **values):
         ("vision_config", {"out_hidden_size": 3}, "out_hidden_size is 3"),
         ("vision_config", {"deepstack_visual_indexes": [3, 99]}, r"inner blocks \[3, 99\] are not different blocks"),
         ("vision_config", {"deepstack_visual_indexes": [3, 3]}, r"inner blocks \[3, 3\] are not different blocks"),
+        ("vision_config", {"deepstack_visual_indexes": [5, 3]}, r"inner blocks \[5, 3\] .* in ascending order"),
         ("vision_config", {"num_position_embeddings": 2300}, "2300, which is no square"),
         ("text_config", {"attention_bias": True}, "attention_bias is True"),
         ("text_config", {"norm_topk_prob": False}, "norm_topk_prob is False"),

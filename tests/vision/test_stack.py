@@ -7,7 +7,7 @@ from foveal.vision.config import StackConfig
 from foveal.vision.stack import StackTower
 from foveal.vision.vit import merge_order
 
-SMALL = StackConfig(width=16, depth=3, heads=2, mlp_width=20, patch=2, side=4, inner=(2, 0))
+SMALL = StackConfig(width=16, depth=3, heads=2, mlp_width=20, patch=2, side=4, inner=(0, 2))
 
 
 def grids(*rows):
@@ -23,14 +23,14 @@ def tower():
     return tower.requires_grad_(False)
 
 
-def test_inner_features_come_in_the_order_of_the_configuration(tower):
+def test_inner_features_come_in_the_order_of_their_blocks(tower):
     from foveal.nn.keep import Keep
 
     keep = Keep([f"vision.blocks.{i}" for i in range(3)])
     x, inner = tower(torch.randn(24, 24), grids((1, 4, 6)), keep)
     kept = keep.finish()
-    assert torch.equal(inner[0], kept["vision.blocks.2"]) and torch.equal(inner[0], x)
-    assert torch.equal(inner[1], kept["vision.blocks.0"])
+    assert torch.equal(inner[0], kept["vision.blocks.0"])
+    assert torch.equal(inner[1], kept["vision.blocks.2"]) and torch.equal(inner[1], x)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (2, 2, 2), (1, 6, 4), (1, 2, 14), (3, 10, 8)])

@@ -98,7 +98,7 @@ class StackConfig(VisionConfig):
 
     Attributes:
         side: positions along each side of the learned table.
-        inner: numbers of the blocks whose results are given, in this order.
+        inner: numbers of the blocks whose results are given, ascending.
     """
 
     patch: int = 16
@@ -107,8 +107,11 @@ class StackConfig(VisionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(set(self.inner)) != len(self.inner) or any(not 0 <= n < self.depth for n in self.inner):
-            raise ConfigError(f"inner blocks {list(self.inner)} are not different blocks of {self.depth}.")
+        ascending = list(self.inner) == sorted(set(self.inner))
+        if not ascending or any(not 0 <= n < self.depth for n in self.inner):
+            raise ConfigError(
+                f"inner blocks {list(self.inner)} are not different blocks of {self.depth} in ascending order."
+            )
 
     @property
     def parameters(self) -> int:
