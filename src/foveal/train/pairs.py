@@ -59,6 +59,7 @@ class Contrast:
         return self, processor
 
     def read(self, processor: PictureProcessor, sample: Sample, stage: Stage) -> Pairs:
+        """See `Task.read`. Raises `InputError` for a sample without exactly one picture."""
         media = [part for part in sample.media if part["type"] == "image"]
         if len(media) != 1:
             raise InputError(f"a pair has one picture; this sample has {len(media)}.")
@@ -87,6 +88,7 @@ class Contrast:
         return (float(len(pack.grids)),)
 
     def loss(self, network: DualEncoder, pack: Pairs) -> tuple[tuple[Tensor, float], ...]:
+        """See `Task.loss`; the scale is held below 100 (CLIP, section 2.5)."""
         patches = torch.from_numpy(pack.patches).to(network.device)
         images, texts = network(patches, pack.grids, pack.tokens, pack.starts)
         scale = network.logit_scale.float().clamp(max=HIGHEST).exp()

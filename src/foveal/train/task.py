@@ -99,6 +99,7 @@ class NextToken:
         return processor.process(list(sample.messages), generate=False, budget=stage.budget, **options)
 
     def nothing(self, processor: Processor, stage: Stage) -> Packed:
+        """See `Task.nothing`: a turn with a small black picture of which no token is learned."""
         picture = {"type": "image", "image": Image.new("RGB", (56, 56))}
         options: dict[str, Any] = {} if stage.pixels is None else stage.pixels.options
         messages = [{"role": "user", "content": [picture]}]
@@ -117,6 +118,7 @@ class NextToken:
         return (said, float(len(pack))) if self.balance else (said,)
 
     def loss(self, network: nn.Module, pack: Packed) -> tuple[tuple[Tensor, float], ...]:
+        """See `Task.loss`: the learned tokens, and how unevenly experts are used where `balance` is above 0."""
         goal = targets(pack)
         if not self.balance:
             return ((next_token_loss(network(pack, at=goal.places).logits, goal).sum, 1.0),)

@@ -306,7 +306,8 @@ class StageRun:
             return
         self.network.eval()
         whole = self.ranks.gathered(self.run, self.loaded, device=str(self.ranks.device))
-        found = dict(self.run.evaluate(whole, self.step)) if self.ranks.first else {}
+        with torch.no_grad():
+            found = dict(self.run.evaluate(whole, self.step)) if self.ranks.first else {}
         self.ranks.wait()
         self.network.train()
         self._log({"stage": self.stage.name, "step": self.step, "evaluation": found}, logfile, board)
