@@ -104,13 +104,27 @@ STAGES = {
         ),
         ("tower", "align", "joint", "sharp", "fine"),
     ),
+    "tally": (
+        Stage(
+            name="tally", steps=900, batch=16, warmup=30, weight_decay=0.1, average=0.99,
+            trainable=(("vlm.vision.*", 5e-5), ("vlm.adapter.*", 5e-5), ("vlm.language.*", 3e-4), ("*", 5e-5)),
+        ),
+        replace(
+            SCENES, kinds=(0.15, 0.4, 0.45), objects=(2, 4), turn_deg=18, stretch=1.2, tint=0.16, warp=0.02,
+            erase=0.02, wild=0.1,
+        ),
+        ("tower", "align", "joint", "sharp", "fine", "match"),
+    ),
 }  # fmt: skip
 WEIGHTS = {
     "sharp": {"find": 3.0, "present": 3.0, "relation": 3.0, "side": 2.5},
     "fine": {"find": 2.5, "present": 2.5, "name": 3.0, "count": 3.0, "count_all": 1.5},
     "match": {"find": 4.0, "present": 2.5, "name": 2.5, "count": 2.5, "relation": 2.5},
+    "tally": {"find": 3.0, "present": 2.0, "name": 2.5, "count": 4.0, "relation": 2.0},
 }
 """How often these stages ask what: `sharp` about one of several things, which `joint` leaves half learnt."""
+DECIDING = {"match": (" ", " no", " left", " right"), "tally": (" ", " no", " is", " are", " left", " right")}
+"""Words that decide an answer; the stages that know them also guide attention and use the final rotary base."""
 OTHERS = 16
 """Small pictures of other things a step: no scene shows them, they only teach the tower to see."""
 
@@ -124,7 +138,7 @@ def main() -> None:
     pictures = sprites()
     names = class_names(pictures.names)
     index = {name: i for i, name in enumerate(names)}
-    sharp, last = stage.name in WEIGHTS, stage.name == "match"
+    sharp, last = stage.name in WEIGHTS, stage.name in DECIDING
     theta = LANGUAGE.theta if last else EARLY_THETA
     whole = torch.nn.ModuleDict({"vlm": network(theta), "heads": DenseHeads(WIDTH, len(names))})
     if sharp:
@@ -173,7 +187,7 @@ def main() -> None:
 
     def loss(batch):  # type: ignore[no-untyped-def]
         pack, target, small, guide = batch
-        value, visual, figures = answer_loss(whole["vlm"], pack, decisive=last, guide=guide)
+        value, visual, figures = answer_loss(whole["vlm"], pack, deciding=DECIDING.get(stage.name, ()), guide=guide)
         if not freeze:
             dense, more = whole["heads"].loss(visual, target)
             value = value + 0.3 * dense

@@ -163,7 +163,9 @@ def _kinds() -> tuple[np.ndarray, np.ndarray]:
     return digit, sign
 
 
-def token_weights(tokens: np.ndarray, starts: Sequence[int], openings: Sequence[int] = ()) -> np.ndarray:
+def token_weights(
+    tokens: np.ndarray, starts: Sequence[int], openings: Sequence[int] = (), deciding: Sequence[str] = ()
+) -> np.ndarray:
     """Weight of every token of a pack in the loss; `starts` are the boundaries of its conversations.
 
     A word that nobody has said yet in a conversation counts three times: a name that stands in an earlier answer can
@@ -173,7 +175,7 @@ def token_weights(tokens: np.ndarray, starts: Sequence[int], openings: Sequence[
     where a box lies; the third is less than a model of this size can see, and the signs between say nothing.
 
     With `openings`, the first tokens of answers, what decides an answer counts three times: they (yes or no, a box or
-    a refusal), a number's first digit, the space before a number ("1" or "no"?), and left or right.
+    a refusal), a number's first digit, and the words `deciding`, such as the space before a number ("1" or "no"?).
     """
     digit, sign = _kinds()
     place = np.zeros(len(tokens), np.int64)  # of a digit in its number, from 0
@@ -189,14 +191,10 @@ def token_weights(tokens: np.ndarray, starts: Sequence[int], openings: Sequence[
     weights[digit[tokens] & (place > 1)] = 0.1
     if len(openings):
         weights[list(openings)] = 3.0
-        weights[np.isin(tokens, _deciding()) | (digit[tokens] & (place == 0))] = 3.0
+        tokenizer = processor_tokenizer()
+        words = [tokenizer.encode_text(word)[0] for word in deciding]
+        weights[np.isin(tokens, words) | (digit[tokens] & (place == 0))] = 3.0
     return weights
-
-
-@cache
-def _deciding() -> np.ndarray:
-    tokenizer = processor_tokenizer()
-    return np.array([tokenizer.encode_text(word)[0] for word in (" ", " no", " left", " right")])
 
 
 def openings(pack: Packed) -> list[int]:
@@ -205,12 +203,12 @@ def openings(pack: Packed) -> list[int]:
 
 
 def answer_loss(
-    vlm: VLM, pack: Packed, decisive: bool = False, guide: Guide | None = None
+    vlm: VLM, pack: Packed, deciding: Sequence[str] = (), guide: Guide | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
     """Cross-entropy of the answers' tokens; the visual tokens; and figures.
 
-    `decisive` gives tokens that decide an answer more weight (see `token_weights`); `guide` says where two heads of
-    the second layer look.
+    `deciding` words, and whatever else decides an answer, get more weight (see `token_weights`); `guide` says where
+    two heads of the second layer look.
     """
     places = learned_places(pack)
     out = vlm(pack, keep=("adapter",) if guide is None else ("adapter", "layers.0"), at=places)
@@ -218,7 +216,7 @@ def answer_loss(
     scores = out.logits.float()
     each = F.cross_entropy(scores, wanted, reduction="none")
     first = openings(pack)
-    weights = token_weights(pack.tokens, pack.starts.tolist(), first if decisive else ())
+    weights = token_weights(pack.tokens, pack.starts.tolist(), first if deciding else (), deciding)
     weight = torch.from_numpy(weights[places + 1])
     value = (each * weight).sum() / weight.sum()
     hits = (scores.argmax(-1) == wanted).float()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foveal.core.errors import InputError
 from foveal.core.shapes import Bool, Float, Int64
-from foveal.language.decoder import Attention, Decoder
+from foveal.language.decoder import Attention, Decoder, DecoderLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,8 @@ def guide_loss(
     a wanted token does not count. Raises `InputError` if `layer` has no plain attention or lacks one of `heads`.
     """
     block = decoder.layers[layer]
-    attention = block.attention
-    if not isinstance(attention, Attention):
-        raise InputError(f"layer {layer} has {type(attention).__name__}; only plain attention can be guided.")
+    if not isinstance(block, DecoderLayer) or not isinstance(attention := block.attention, Attention):
+        raise InputError(f"layer {layer} has no plain attention, the only kind that can be guided.")
     q, k, _ = attention.project(block.norm1(x))
     rotation = decoder.rotary(decoder.config, positions).to(x.dtype)
     if max(heads) >= q.shape[1]:
