@@ -26,7 +26,6 @@ from foveal.processing.prompt import place_media
 from foveal.processing.published import read_folder, read_tokenizer, write_files
 from foveal.processing.resize import Resize
 from foveal.processing.segments import MediumSegment, Segment
-from foveal.processing.template import choose_format
 from foveal.processing.tokens import Tokenizer
 
 PROCESS_OPTIONS = ("generate", "min_pixels", "max_pixels", "fps", "nframes", "max_frames", "resize")
@@ -106,6 +105,8 @@ class Processor:
         Raises:
             ConfigError: a file is missing, damaged, or asks for what is not supported.
         """
+        from foveal.processing.template import choose_format  # with Jinja, which planning does without
+
         found = read_folder(folder, processing.tokenizer)
         if processing.settle is not None:
             processing = processing.settle(processing, folder)
