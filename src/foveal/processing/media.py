@@ -236,9 +236,7 @@ def _decoder(stream: io.BufferedIOBase, name: str) -> Callable[[Any], ImageFile.
     raise MediaError(f"{name} is {what}, not a picture that is read here; convert it to {FORMATS}.")
 
 
-def _decoded(
-    begin: Callable[[], Image.Image], name: str, budget: MediaBudget, *, load: bool = True
-) -> Image.Image:
+def _decoded(begin: Callable[[], Image.Image], name: str, budget: MediaBudget, *, load: bool = True) -> Image.Image:
     """Reads the header, asks the budget, then decodes. Decoders raise nearly anything; one error leaves here."""
     try:
         with _whole_files_only():

@@ -42,8 +42,9 @@ def guide_loss(
 ) -> tuple[Tensor, float]:
     """Minus the logarithm of the share of attention that goes where it should, and that share: means over queries.
 
-    `x` is what `layer` gets, i.e. the output of the layer before, as `VLM.forward(keep=...)` returns it. A query without
-    a wanted token does not count. Raises `InputError` if `layer` has no plain attention or lacks one of `heads`.
+    `x` is what `layer` gets, i.e. the output of the layer before (`VLM.forward(keep=...)` returns it). A query
+    without a wanted token does not count. Raises `InputError` if `layer` has no plain attention or lacks one of
+    `heads`.
     """
     block = decoder.layers[layer]
     if not isinstance(block, DecoderLayer) or not isinstance(attention := block.attention, Attention):
