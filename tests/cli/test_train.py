@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -122,43 +121,6 @@ def begin(recipe, folder, *settings):
     return subprocess.Popen(
         words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-
-
-SETTINGS = ("steps=30", "workers=2", "train.save_every=2")
-KILLS = 3
-
-
-@pytest.mark.slow
-def test_killed_runs_end_with_the_same_losses(recipe, tmp_path):
-    """Packing, a mixture and two workers; SIGKILL at random steps. 20 kills were done once with the same result."""
-    whole = begin(recipe, tmp_path / "whole", *SETTINGS)
-    seen = tmp_path / "killed" / "one" / "log.jsonl"
-    chance, kills = random.Random(7), 0
-    while kills < int(os.environ.get("KILLS", KILLS)):
-        before = len(read_rows(seen))
-        wait = chance.randint(1, 3)
-        process = begin(recipe, tmp_path / "killed", *SETTINGS)
-        while process.poll() is None and abs(len(read_rows(seen)) - before) < wait:
-            time.sleep(chance.random() * 0.05)
-        time.sleep(chance.random() * 0.1)
-        if process.poll() is not None:
-            process.communicate()
-            break
-        process.kill()
-        process.communicate()
-        kills += 1
-    assert kills
-    process = begin(recipe, tmp_path / "killed", *SETTINGS)
-    _, complaint = process.communicate()
-    assert process.returncode == 0, complaint
-    assert whole.wait() == 0
-    whole.communicate()
-    for name, count in (("one", 30), ("two", 2)):
-        expected = losses(tmp_path / "whole" / name)
-        assert len(expected) == count and losses(tmp_path / "killed" / name) == expected
-    newest = [Checkpoints(tmp_path / f / "one", "one").newest() for f in ("whole", "killed")]
-    for key, tensor in newest[0][0].items():
-        assert tensor.equal(newest[1][0][key]), key
 
 
 @pytest.mark.slow

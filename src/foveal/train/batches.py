@@ -4,7 +4,10 @@ A step's packs are a pure function of the stage, the step, and which of how many
 them in any order and hand them over in order, so their number changes nothing.
 """
 
+import os
 import signal
+import threading
+import time
 import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -194,6 +197,15 @@ def _as_is(made: Any) -> Any:
 
 
 def _begin(_: int) -> None:
-    """A worker leaves Ctrl-C to the process that trains, and computes on one core."""
+    """A worker leaves Ctrl-C to the process that trains, computes on one core, and does not outlive that process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+
+
+def _follow(parent: int) -> None:
+    """Ends this process when its parent is gone: a killed one cannot, and a worker whose queue is full would wait for
+    ever."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
