@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from foveal.core.errors import ConfigError, InputError
 from foveal.data.mixture import Mixture
+from foveal.data.sample import Sample
 from foveal.data.toy import ToySet
 from foveal.train.batches import Feed, packed
 from foveal.train.task import NextToken
@@ -94,3 +95,17 @@ def test_unfit_samples_stop_or_are_left_out() -> None:
 def test_a_stage_without_data_is_refused() -> None:
     with pytest.raises(ConfigError, match="no data"):
         feed(data=None)
+
+
+def test_marks_that_a_chat_lacks_become_words() -> None:
+    """A question by `ref` alone, as grounding sets hold it, is asked in words where the chat has no mark for it."""
+    picture = np.full((40, 56, 3), 120, np.uint8)
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "Here."}]}
+    asked = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "ref", "ref": "the cat"}]}
+    said = {"role": "user", "content": [asked["content"][0], {"type": "text", "text": "Where is the cat?"}]}
+    ready = feed()
+    packs = [
+        ready.task.read(ready.processor, Sample(id="0", set="toy", messages=(question, answer)), ready.stage)
+        for question in (asked, said)
+    ]
+    assert packs[0].tokens.tolist() == packs[1].tokens.tolist()

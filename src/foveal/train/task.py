@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from foveal.core.errors import ConfigError
 from foveal.core.packed import Packed, join
-from foveal.data.sample import Sample
+from foveal.data.sample import Sample, messages_for
 from foveal.nn.moe import balance_loss, watched
 from foveal.processing.processor import Processor
 from foveal.train.losses.next_token import next_token_loss, targets
@@ -96,7 +96,7 @@ class NextToken:
 
     def read(self, processor: Processor, sample: Sample, stage: Stage) -> Packed:
         options: dict[str, Any] = {} if stage.pixels is None else stage.pixels.options
-        return processor.process(list(sample.messages), generate=False, budget=stage.budget, **options)
+        return processor.process(messages_for(sample, processor.chat), generate=False, budget=stage.budget, **options)
 
     def nothing(self, processor: Processor, stage: Stage) -> Packed:
         """See `Task.nothing`: a turn with a small black picture of which no token is learned."""
