@@ -41,6 +41,8 @@ OPENERS = {
     "data/sprites.py": "names and pictures for training",
     "eval/tasks/scenes.py": "scenes of an examination",
     "train/checkpoint.py": "state of a training run",
+    "train/replay.py": "the record of a step that diverged",
+    "train/tiny.py": "the tokenizer that ships inside; folders of tiny models",
 }
 OPENING = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "open_code", "fromfile", "memmap", "loadtxt"}
 
