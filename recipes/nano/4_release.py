@@ -1,6 +1,6 @@
 """Writes the trained nano as a published Qwen2-VL folder.
 
-Command:  python recipes/nano/4_release.py match src/foveal/nano
+Command:  python recipes/nano/4_release.py tally src/foveal/nano
 The running average of the weights is written where a stage kept one.
 Result:   config.json, generation_config.json, tokenizer and processor files, bfloat16 weights in shards below 15 MB.
           The model card (README.md) is kept when the folder already has one.
