@@ -9,6 +9,8 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c c
 SCENE := examples/scene.png
 FIND := Find the crown.
 OUT := out
+# Two processes, each with whole files of tests: what a file makes for its tests is made once.
+SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .PHONY: help demo test test-all format check clean
 .DELETE_ON_ERROR:
@@ -28,10 +30,10 @@ demo: $(VENV)/ready
 	@echo "The picture with its box: $(OUT)/found.png"
 
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 test-all: $(VENV)/ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 format: $(VENV)/ready-dev
 	$(BIN)/ruff format .

@@ -22,6 +22,6 @@ from hypothesis import settings
 # Before several threads can: see `foveal.nn.rope`. The oracles compute cosines too.
 for first_call in (torch.cos, torch.sin):
     first_call(torch.zeros(1))
-torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else max(1, min(2, os.cpu_count() or 1)))
 settings.register_profile("foveal", deadline=None, derandomize=True)
 settings.load_profile("foveal")

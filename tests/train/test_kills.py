@@ -1,15 +1,15 @@
 """Runs that are killed at random points end as if nothing had happened: packing, a mixture, and two workers."""
 
 import logging
-import multiprocessing
 import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-import torch._dynamo
 
 from foveal.train.checkpoint import Checkpoints, read_rows
 from foveal.train.run import Run
@@ -18,6 +18,8 @@ from tests.helpers import training
 
 KILLS = int(os.environ.get("KILLS", "4"))
 STEPS = 15 + 3 * KILLS
+PATIENCE_S = 120
+ROOT = Path(__file__).parents[2]
 
 
 def run_to(folder: Path) -> Run:
@@ -25,11 +27,26 @@ def run_to(folder: Path) -> Run:
     return training.run(folder, stage, workers=2)
 
 
-def go(folder: Path) -> None:
-    """In a process of its own, whose group holds its workers too."""
-    os.setsid()
+def go(folder: str) -> None:
+    """What a process of its own does."""
     logging.disable(logging.WARNING)
-    train(run_to(folder))
+    torch.set_num_threads(1)
+    train(run_to(Path(folder)))
+
+
+def begin(folder: Path) -> subprocess.Popen[bytes]:
+    """A fresh interpreter (a fork of one that has computed may wait for its threads for ever), with its workers in a
+    group of its own."""
+    words = [
+        sys.executable,
+        "-c",
+        "import sys; from tests.train import test_kills as t; t.go(sys.argv[1])",
+        str(folder),
+    ]
+    path = os.pathsep.join(str(ROOT / part) for part in ("src", "."))
+    return subprocess.Popen(
+        words, cwd=ROOT, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, start_new_session=True
+    )
 
 
 def members(group: int) -> list[int]:
@@ -52,31 +69,30 @@ def losses(folder: Path) -> list[object]:
 @pytest.mark.slow
 def test_killed_runs_end_with_the_same_losses(tmp_path: Path) -> None:
     """KILLS=20 was run once, with the same result."""
-    chance, context = random.Random(7), multiprocessing.get_context("fork")
-    # A process forks well only as long as it has computed no gradient; what children would import is there already.
-    first = context.Process(target=go, args=(tmp_path / "whole",))
-    first.start()
-    saved, groups = Checkpoints(tmp_path / "killed" / "toy", "toy"), []
-    for _ in range(KILLS):
-        goal = max([0, *saved.steps()]) + chance.choice((0, 2, 2, 4))
-        process = context.Process(target=go, args=(tmp_path / "killed",))
-        process.start()
-        while process.is_alive() and max([0, *saved.steps()]) < goal:
-            time.sleep(0.005)
-        time.sleep(chance.random() * 0.2)  # within a step, a line of the log, or a checkpoint
-        assert process.is_alive()
-        process.kill()
-        process.join()
-        groups.append(process.pid or 0)
-    deadline = time.monotonic() + 30
-    while left := [pid for group in groups for pid in members(group)]:
-        assert time.monotonic() < deadline, f"workers outlive their process: {left}"
-        time.sleep(0.2)
-    process = context.Process(target=go, args=(tmp_path / "killed",))
-    process.start()
-    process.join()
-    first.join()
-    assert (first.exitcode, process.exitcode) == (0, 0)
+    chance, running = random.Random(7), []
+    saved = Checkpoints(tmp_path / "killed" / "toy", "toy")
+    try:
+        running.append(first := begin(tmp_path / "whole"))
+        for _ in range(KILLS):
+            goal = max([0, *saved.steps()]) + chance.choice((0, 2, 2, 4))
+            running.append(process := begin(tmp_path / "killed"))
+            deadline = time.monotonic() + PATIENCE_S
+            while process.poll() is None and max([0, *saved.steps()]) < goal:
+                assert time.monotonic() < deadline, f"no checkpoint of step {goal} within {PATIENCE_S} s"
+                time.sleep(0.005)
+            time.sleep(chance.random() * 0.2)  # within a step, a line of the log, or a checkpoint
+            assert process.poll() is None
+            process.kill()
+            process.wait()
+        deadline = time.monotonic() + 30
+        while left := [pid for process in running[1:] for pid in members(process.pid)]:
+            assert time.monotonic() < deadline, f"workers outlive their process: {left}"
+            time.sleep(0.2)
+        running.append(last := begin(tmp_path / "killed"))
+        assert (first.wait(PATIENCE_S), last.wait(PATIENCE_S)) == (0, 0)
+    finally:
+        for process in running:
+            process.kill()
     expected = losses(tmp_path / "whole")
     assert len(expected) == STEPS and losses(tmp_path / "killed") == expected
     whole, killed = (Checkpoints(tmp_path / name / "toy", "toy").newest() for name in ("whole", "killed"))
