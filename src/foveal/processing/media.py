@@ -27,7 +27,9 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from foveal.core.errors import BudgetError, FovealError, InputError, MediaError
 from foveal.core.media import MediaBudget
+from foveal.core.shapes import UInt8
 from foveal.processing.image import Alpha, from_array, orientation, upright_rgb
+from foveal.processing.jpeg import decode, reduced
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray
 """What a user may name as a picture."""
@@ -86,6 +88,47 @@ def open_image(source: Source, *, budget: MediaBudget, alpha: Alpha = "white") -
     with open_bytes(source, budget=budget) as stream:
         decoder = _decoder(stream, name)
         return upright_rgb(_decoded(lambda: decoder(stream), name, budget), name, alpha=alpha)
+
+
+def open_pixels(
+    source: Source, *, budget: MediaBudget, fit: Callable[[int, int], tuple[int, int]] | None = None
+) -> tuple[Image.Image | UInt8[np.ndarray, "_ _ 3"], tuple[int, int]]:
+    """As `open_image`, with transparency on white; and the size (width, height) that the picture has.
+
+    A JPEG comes as an array where simplejpeg is installed: the same pixels, sooner. With `fit`, which says at which
+    size the model sees a picture of a given size, a JPEG may come smaller than it is, but not below that size.
+    """
+    if isinstance(source, Image.Image | np.ndarray):
+        picture = open_image(source, budget=budget)
+        return picture, picture.size
+    name = describe(source)
+    with open_bytes(source, budget=budget) as stream:
+        decoder = _decoder(stream, name)
+        is_jpeg = decoder is JpegImageFile
+        if not is_jpeg:
+            picture = upright_rgb(_decoded(lambda: decoder(stream), name, budget), name)
+            return picture, picture.size
+        header = _decoded(lambda: decoder(stream), name, budget, load=False)
+        turn, stored = orientation(header), header.size
+        size = stored[::-1] if turn >= 5 else stored
+        smaller = None
+        if fit is not None:
+            least = fit(*size)
+            smaller = reduced(stored, least[::-1] if turn >= 5 else least)
+        if header.mode == "RGB" and turn == 1:
+            stream.seek(0)
+            pixels = decode(stream.read(), smaller)
+            if pixels is not None:
+                return pixels, size
+        stream.seek(0)
+
+        def begin() -> Image.Image:
+            picture = decoder(stream)
+            if smaller is not None:
+                picture.draft(picture.mode, smaller)
+            return picture
+
+        return upright_rgb(_decoded(begin, name, budget), name), size
 
 
 def image_size(source: Source, *, budget: MediaBudget) -> tuple[tuple[int, int], int]:

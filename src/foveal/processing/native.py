@@ -10,7 +10,7 @@ from foveal.core.box import ImageView
 from foveal.core.media import MediaBudget
 from foveal.core.packed import Medium
 from foveal.processing.intake import Knobs, Opened, VideoShape
-from foveal.processing.media import describe, open_image
+from foveal.processing.media import describe, open_pixels
 from foveal.processing.media_settings import VIDEO_SHARE, read_media_settings
 from foveal.processing.messages import ImagePart, VideoPart
 from foveal.processing.patches import Normalize, image_patches, video_patches
@@ -107,16 +107,18 @@ class NativeSize:
             if patches:
                 rows, _, shape = video_patches(clip.frames, grid=grid, normalize=normalize)
             return Opened(medium=self._medium("video", view, shape, name, clip.times_s, clip.fps), patches=rows)
-        picture = open_image(part.source, budget=budget)
-        original = picture.size
-        if part.resized is not None:
-            picture = resized(picture, grid.size(*part.resized, min_px=low, max_px=high), knobs.resize)
-        size = grid.size(*picture.size, min_px=low, max_px=high)
+        wanted = None if part.resized is None else grid.size(*part.resized, min_px=low, max_px=high)
+
+        def fit(width: int, height: int) -> tuple[int, int]:
+            return grid.size(*(wanted or (width, height)), min_px=low, max_px=high)
+
+        picture, original = open_pixels(part.source, budget=budget, fit=fit if knobs.resize == "fast" else None)
+        if wanted is not None:
+            picture = resized(picture, wanted, knobs.resize)
+        size = fit(*original)
         view, shape = ImageView(original=original, processed=size), grid.grid(*size)
         if patches:
-            rows, _, shape = image_patches(
-                picture, grid=grid, normalize=normalize, min_px=low, max_px=high, resize=knobs.resize
-            )
+            rows, _, shape = image_patches(picture, grid=grid, normalize=normalize, size=size, resize=knobs.resize)
         return Opened(medium=self._medium("image", view, shape, name), patches=rows)
 
     def measure_image(self, width: int, height: int, *, knobs: Knobs, count: int) -> Medium:

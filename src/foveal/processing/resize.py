@@ -21,10 +21,16 @@ import numpy as np
 from PIL import Image
 
 from foveal.core.errors import ConfigError, InputError
+from foveal.core.shapes import UInt8
+from foveal.processing.exact import resize_exact
 
 Resize: TypeAlias = Literal["exact", "fast"]
 """exact: Pillow's antialiased bicubic on 8 bits, the pixels of published pipelines.
-fast: torch's; see `fast_resize` for its tolerance."""
+fast: a JPEG that shrinks to half or less is decoded at half its size (or a quarter, or an eighth), see `jpeg`; and
+where the C module was not built, torch resizes, see `fast_resize`. Both state their tolerance."""
+
+Pixels: TypeAlias = Image.Image | UInt8[np.ndarray, "_ _ 3"]
+"""An RGB picture: Pillow's, or an array where that saves a copy."""
 
 MAX_RATIO = 200
 """Longest side over shortest side; published processors refuse more."""
@@ -174,14 +180,26 @@ class PatchGrid:
         return self.tokens(self.grid(*size))
 
 
-def resized(picture: Image.Image, size: tuple[int, int], how: Resize = "exact") -> Image.Image:
+def resized(picture: Pixels, size: tuple[int, int], how: Resize = "exact") -> Pixels:
     """`picture` (RGB) at `size` (width, height); itself where it has that size already."""
     if how not in ("exact", "fast"):
         raise InputError(f"resize={how!r}; use 'exact' or 'fast'.")
-    if picture.size == size:
+    if size_of(picture) == size:
         return picture
+    pixels = resize_exact(picture, size)
+    if pixels is not None:
+        return pixels
     if how == "fast":
         from foveal.processing.fast_resize import resize_fast
 
-        return Image.fromarray(resize_fast(np.array(picture), size))
-    return picture.resize(size, Image.Resampling.BICUBIC)
+        return resize_fast(np.array(picture), size)
+    return as_image(picture).resize(size, Image.Resampling.BICUBIC)
+
+
+def size_of(picture: Pixels) -> tuple[int, int]:
+    """Width and height."""
+    return picture.size if isinstance(picture, Image.Image) else (picture.shape[1], picture.shape[0])
+
+
+def as_image(picture: Pixels) -> Image.Image:
+    return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
