@@ -1,0 +1,55 @@
+"""Memory for weights that are read from end to end at every step."""
+
+import ctypes
+import mmap
+import threading
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 32 * 1024**2
+ALIGN = 64
+
+_lock = threading.Lock()
+_open: tuple[mmap.mmap, int] | None = None
+"""The newest chunk and how much of it is given away."""
+
+
+def settle(tensor: Tensor) -> Tensor:
+    """The tensor in memory of large pages, where the system has them: a core reads these up to a fifth faster.
+
+    Tensors lie end to end in chunks; a chunk is given back when the last tensor in it is gone.
+    """
+    global _open  # noqa: PLW0603
+    size = -(-max(tensor.nbytes, 1) // ALIGN) * ALIGN
+    with _lock:
+        if _open is None or _open[1] + size > len(_open[0]):
+            _open = (_chunk(max(size, CHUNK_BYTES)), 0)
+        chunk, start = _open
+        _open = (chunk, start + size)
+    placed = torch.frombuffer(chunk, dtype=tensor.dtype, count=tensor.numel(), offset=start).view(tensor.shape)
+    return placed.copy_(tensor)
+
+
+def _chunk(size: int) -> mmap.mmap:
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return mmap.mmap(-1, size)
+    chunk = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        chunk.madvise(mmap.MADV_HUGEPAGE)
+    return chunk
+
+
+def release(tensor: Tensor) -> None:
+    """Gives the pages of a tensor that nobody reads any more back to the system; its values are lost.
+
+    Of a tensor in a memory-mapped file these are pages that would count against the process as long as the map of the
+    whole file is open for others. Pages shared with neighbours stay.
+    """
+    if tensor.device.type != "cpu" or not hasattr(mmap, "MADV_DONTNEED") or not tensor.is_contiguous():
+        return
+    page = mmap.PAGESIZE
+    start = -(-tensor.data_ptr() // page) * page
+    stop = (tensor.data_ptr() + tensor.nbytes) // page * page
+    if stop > start:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
