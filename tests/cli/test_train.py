@@ -71,9 +71,22 @@ def test_a_dry_run_says_what_would_be_done(recipe, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_augmentation_is_set_and_shown(recipe, capsys):
+    words = ["train.augment.flip=0.5", "one.augment.crop=[0.6, 1]", "two.augment=null", "train.pixels.min_px=1600"]
+    assert main(["train", recipe, "--dry-run", "--set", *words]) == 0
+    one, _, two = capsys.readouterr().out.partition("stage two")
+    assert "  pictures change by  flip 0.5, crop 0.6 to 1\n" in one
+    assert "pictures change by" not in two
+
+
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
+        ("train.augment.flop=1", "stage one.augment: unknown key 'flop'; did you mean 'flip'"),
+        ('train.augment={"flop": 1}', "stage one.augment: unknown key 'flop'; did you mean 'flip'"),
+        ("train.augment.flip=2", "Augmentation.flip is 2.0; expected a share from 0 to 1"),
+        ("train.augmnt.flip=2", "unknown key 'augmnt'; did you mean 'augment'"),
+        ("train.steps.many=2", "steps has no parts; these have: pixels, augment, budget"),
         ("train.rat=1", "unknown key 'rat'; did you mean 'rate'"),
         ("ones.steps=1", "no stage 'ones'; did you mean 'one'"),
         ("stps=1", "--set stps: unknown; did you mean 'steps'"),

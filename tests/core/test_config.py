@@ -21,6 +21,7 @@ class Outer:
     section: tuple[int, ...] = (1, 2)
     inner: Inner = Inner()
     name: str | None = None
+    other: Inner | None = None
 
 
 def test_reads_nested_values():
@@ -37,6 +38,8 @@ def test_reads_nested_values():
         ({"width": True}, r"expected int"),
         ({"width": 1, "section": 4}, r"expected a list"),
         ({"width": 1, "inner": {"deep": 1}}, r"inner: unknown key 'deep'"),
+        ({"width": 1, "other": {"deep": 1}}, r"other: unknown key 'deep'; did you mean 'depth'"),
+        ({"width": 1, "other": 4}, r"other: got 4, expected"),
         ({"width": 1, "name": 4}, r"name: got 4"),
     ],
 )

@@ -112,6 +112,21 @@ def test_left_and_right_are_not_flipped() -> None:
                 Augmentation(flip=0.5, sides="refuse").sample(one, np.random.default_rng(0))
 
 
+def test_a_square_lies_anywhere_along_the_longer_side() -> None:
+    augmentation, starts = Augmentation(square=True), set()
+    box = Box(label="x", corners=(30, 5, 38, 20), space=Space.ORIGINAL_PX)
+    for seed in range(60):
+        (crop,) = augmentation.draw(np.random.default_rng(seed), (50, 20), [])
+        assert (crop.width, crop.height, crop.top) == (20, 20, 0)
+        starts.add(crop.left)
+        for kept in augmentation.draw(np.random.default_rng(seed), (50, 20), [box]):
+            assert kept.left <= 30 and kept.left + 20 >= 38
+    assert len(starts) > 20 and min(starts) == 0 and max(starts) == 30
+    assert augmentation.draw(np.random.default_rng(0), (20, 20), []) == []
+    with pytest.raises(ConfigError, match="both crop and square"):
+        Augmentation(square=True, crop=(0.5, 1.0))
+
+
 def test_settings_are_checked() -> None:
     for settings in (
         {"flip": 2.0}, {"sides": "drop"}, {"crop": (0.0, 1.0)}, {"keep": 0.0}, {"resize": (2.0, 1.0)}, {"jitter": 1.0},

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveal.core.errors import ConfigError, InputError
+from foveal.data.augment import Augmentation
 from foveal.data.mixture import Mixture
+from foveal.data.rows import DataError
 from foveal.data.sample import Sample
-from foveal.data.toy import ToySet
+from foveal.data.toy import PAINTS, ToySet
 from foveal.train.batches import Feed, packed
 from foveal.train.task import NextToken
 from tests.helpers import training
@@ -83,6 +85,31 @@ def test_augmentation_belongs_to_the_number() -> None:
     assert feed(augment=augment, seed=1).sample(5).id != one.sample(5).id
 
 
+def test_boxes_follow_their_pictures_into_the_packs() -> None:
+    plain = feed(data=Mixture([(ToySet("find", 12), 1.0)]))
+    changed = feed(
+        data=plain.stage.data, augment=Augmentation(flip=0.5, crop=(0.4, 1.0), resize=(0.7, 1.4), jitter=0.1)
+    )
+    moved = 0
+    for number in range(24):
+        before, after = plain.sample(number), changed.sample(number)
+        (box,) = after.boxes
+        assert changed.sample(number).boxes == after.boxes
+        moved += box.corners != before.boxes[0].corners
+        # A circle and a square fill the middle of their boxes, and nothing else has their colour.
+        paint = np.array(PAINTS[box.label.split()[0]])
+        picture = np.asarray(after.media[0]["image"], dtype=int)
+        x, y = (int((box.corners[i] + box.corners[i + 2]) / 2) for i in (0, 1))
+        distances = {name: np.abs(picture[y, x] - np.array(p)).sum() for name, p in PAINTS.items()}
+        assert np.abs(picture[y, x] - paint).sum() == min(distances.values())
+        # What is learned is the box as it is then.
+        height, width = picture.shape[:2]
+        said = changed.processor.tokenizer.decode(changed.piece(after).tokens.tolist())
+        corners = [round(v * 1000 / side) for v, side in zip(box.corners, (width, height) * 2, strict=True)]
+        assert f"({corners[0]},{corners[1]}),({corners[2]},{corners[3]})" in said
+    assert moved > 20
+
+
 def test_unfit_samples_stop_or_are_left_out() -> None:
     with pytest.raises(InputError, match=r"sample '\d+' of set 'toy-find'.* more than a pack of max_tokens=40"):
         feed(max_tokens=40).packs(0)
@@ -90,6 +117,28 @@ def test_unfit_samples_stop_or_are_left_out() -> None:
     assert len(made.skipped) + sum(map(len, made.ids)) == 6 and made.skipped
     with pytest.raises(InputError, match="max_tokens=40"):
         next(feed(max_tokens=40).steps(0, workers=2))
+
+
+class Gaps:
+    """Of six samples one has a record that cannot be read, and one a picture that does not exist."""
+
+    def at(self, n: int) -> tuple[Any, int]:
+        sample = ToySet("find", 12)[n % 12]
+        if n == 1:
+            raise DataError("set.jsonl, line 2: no record.")
+        if n == 4:
+            turn = {"role": "user", "content": [{"type": "image", "image": "/nowhere.png"}]}
+            sample = replace(sample, messages=(turn, {"role": "assistant", "content": [{"type": "text", "text": "x"}]}))
+        return sample, 0
+
+
+@pytest.mark.parametrize("augment", [None, Augmentation(resize=(0.8, 1.2))])
+def test_samples_that_cannot_be_read_are_left_out_too(augment: Augmentation | None) -> None:
+    made = feed(data=Gaps(), augment=augment, unfit="skip").packs(0)
+    assert sum(map(len, made.ids)) == 4
+    assert "line 2" in made.skipped[0] and "/nowhere.png" in made.skipped[1] and "sample '4'" in made.skipped[1]
+    with pytest.raises(DataError, match="line 2"):
+        feed(data=Gaps(), augment=augment).packs(0)
 
 
 def test_a_stage_without_data_is_refused() -> None:

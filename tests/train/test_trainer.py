@@ -13,6 +13,7 @@ import torch
 
 import foveal
 from foveal.core.errors import ConfigError
+from foveal.data.augment import Augmentation
 from foveal.train.checkpoint import Checkpoints, read_rows
 from foveal.train.loop import DivergedError
 from foveal.train.replay import replay
@@ -80,6 +81,18 @@ def test_a_run_goes_on_exactly(tmp_path: Path, dtype: Any) -> None:
         assert losses(whole.folder, name) == losses(parts.folder, name)
         for key, tensor in weights(whole, name).items():
             assert torch.equal(tensor, weights(parts, name)[key]), key
+
+
+def test_augmented_samples_are_the_same_after_a_stop_and_with_workers(tmp_path: Path) -> None:
+    augmentation = Augmentation(flip=0.5, crop=(0.5, 1.0), jitter=0.3)
+    plain, changed = training.stage(steps=4), training.stage(steps=4, augment=augmentation)
+    for name, stage in (("plain", plain), ("whole", changed)):
+        train(training.run(tmp_path / name, stage))
+    parts = training.run(tmp_path / "parts", changed, workers=2)
+    with pytest.raises(Stopped):
+        train(parts, report=stop_at(3))
+    train(parts)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole") != losses(tmp_path / "plain")
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:

@@ -156,6 +156,8 @@ def _page(p: "StagePlan") -> str:
         f"  memory              {size(p.memory_bytes)}: weights {size(p.weights_bytes)}, training "
         f"{size(p.training_bytes)}, results of a pack about {size(p.activations_bytes)}",
     ]
+    if p.augment is not None:
+        lines.append(f"  pictures change by  {p.augment}")
     if p.unread is not None:
         lines.append(f"  not readable        {p.unread}")
     return "\n".join(lines)

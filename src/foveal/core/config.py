@@ -42,12 +42,15 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        for option in arguments:
-            if option is not type(None):
-                try:
-                    return _convert(option, value, where)
-                except ConfigError:
-                    continue
+        options = [option for option in arguments if option is not type(None)]
+        nested = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
+        if isinstance(value, Mapping) and len(nested) == 1:
+            return _convert(nested[0], value, where)  # its error says which key is wrong
+        for option in options:
+            try:
+                return _convert(option, value, where)
+            except ConfigError:
+                continue
         raise ConfigError(f"{where}: got {value!r}, expected {kind}.")
     if origin is tuple:
         if not isinstance(value, list | tuple):

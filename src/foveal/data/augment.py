@@ -172,6 +172,8 @@ class Augmentation:
         sides: what becomes of a flip when the sample says left or right (`SIDES`): "keep" leaves it unflipped,
             "refuse" is an `InputError`.
         crop: (smallest, largest) share of the area that is kept; None for no crop.
+        square: a square of the shorter side is kept, from anywhere along the longer one (CLIP, section 2.5); instead
+            of `crop`.
         keep: share of each box that a crop must leave; crops that leave less are drawn again, ten times, then none
             is made. 1 keeps all boxes whole.
         resize: (smallest, largest) factor of both sides; None for none.
@@ -181,6 +183,7 @@ class Augmentation:
     flip: float = 0.0
     sides: str = "keep"
     crop: tuple[float, float] | None = None
+    square: bool = False
     keep: float = 1.0
     resize: tuple[float, float] | None = None
     jitter: float = 0.0
@@ -192,6 +195,8 @@ class Augmentation:
             raise ConfigError(f"Augmentation.sides is {self.sides!r}; expected 'keep' or 'refuse'.")
         if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise ConfigError(f"Augmentation.crop is {self.crop}; expected shares of the area, 0 < low <= high <= 1.")
+        if self.crop is not None and self.square:
+            raise ConfigError("Augmentation has both crop and square; a picture is cut once, so drop one of them.")
         if not 0 < self.keep <= 1:
             raise ConfigError(f"Augmentation.keep is {self.keep}; expected a share above 0, at most 1.")
         if self.resize is not None and not 0 < self.resize[0] <= self.resize[1]:
@@ -204,7 +209,7 @@ class Augmentation:
     ) -> list[Op]:
         """Operations for one picture of `size`; `sided` says that its sample speaks of left or right."""
         ops: list[Op] = []
-        if self.crop is not None and (crop := self._crop(random, size, boxes, self.crop)) is not None:
+        if (crop := self._crop(random, size, boxes)) is not None:
             ops.append(crop)
             size = (crop.width, crop.height)
         if self.resize is not None:
@@ -218,13 +223,15 @@ class Augmentation:
             ops.append(Jitter(brightness=brightness, contrast=contrast, saturation=saturation))
         return ops
 
-    def _crop(
-        self, random: np.random.Generator, size: tuple[int, int], boxes: Sequence[Box], shares: tuple[float, float]
-    ) -> Crop | None:
+    def _crop(self, random: np.random.Generator, size: tuple[int, int], boxes: Sequence[Box]) -> Crop | None:
+        if self.crop is None and not (self.square and size[0] != size[1]):
+            return None
         for _ in range(10):
-            area, ratio = random.uniform(*shares), np.exp(random.uniform(-0.25, 0.25))
-            width = int(np.clip(round(size[0] * np.sqrt(area) * ratio), 1, size[0]))
-            height = int(np.clip(round(size[1] * np.sqrt(area) / ratio), 1, size[1]))
+            width = height = min(size)
+            if self.crop is not None:
+                area, ratio = random.uniform(*self.crop), np.exp(random.uniform(-0.25, 0.25))
+                width = int(np.clip(round(size[0] * np.sqrt(area) * ratio), 1, size[0]))
+                height = int(np.clip(round(size[1] * np.sqrt(area) / ratio), 1, size[1]))
             left, top = int(random.integers(size[0] - width + 1)), int(random.integers(size[1] - height + 1))
             crop = Crop(left=left, top=top, width=width, height=height)
             if all(_left(box, crop, size) >= self.keep - 1e-9 for box in boxes):

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from foveal.core.errors import ConfigError, FovealError, InputError
+from foveal.data.augment import Augmentation
 from foveal.data.sample import Sample
 from foveal.train.stage import Stage
 from foveal.train.task import Size, Task
@@ -77,10 +78,11 @@ class Feed(Dataset):  # type: ignore[type-arg]
 
     def sample(self, number: int) -> Sample:
         """Sample number `number` of the run, augmented as the stage says."""
-        sample, _ = self.stage.data.at(number)
-        if self.stage.augment is not None:
-            sample = self.stage.augment(sample, np.random.default_rng([self.stage.seed, number]))
-        return sample
+        sample: Sample = self.stage.data.at(number)[0]
+        augment, random = self.stage.augment, np.random.default_rng([self.stage.seed, number])
+        if isinstance(augment, Augmentation):
+            return augment.sample(sample, random, self.stage.budget)
+        return sample if augment is None else augment(sample, random)
 
     def piece(self, sample: Sample) -> Any:
         """A sample processed. Raises the error of what is wrong with it, by its name."""
@@ -106,8 +108,8 @@ class Feed(Dataset):  # type: ignore[type-arg]
         """What this process computes in `step`. Raises `FovealError` for an unfit sample if the stage says "stop"."""
         pieces, names, skipped = [], [], []
         for number in self.numbers(step):
-            sample = self.sample(number)
             try:
+                sample = self.sample(number)
                 pieces.append(self.piece(sample))
             except FovealError as error:
                 if self.stage.unfit == "stop":

@@ -1,7 +1,7 @@
 """What a run will do, before a weight is read: what learns, tokens of samples, memory, steps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from foveal.core.errors import FovealError
+from foveal.data.augment import Augmentation
 from foveal.families.describe import describe, folder_of
 from foveal.families.load import DTYPES, Loaded
 from foveal.train.batches import Feed
@@ -40,6 +41,7 @@ class StagePlan:
         tokens: fewest, mean and most tokens of the samples that were read.
         visual: mean visual tokens among them.
         packs: packs a step on one process, about.
+        augment: how pictures are changed; None where they are not.
         weights_bytes, training_bytes, activations_bytes: the network; float32 weights, moments, gradients and
             averages of what learns; results kept for the backward pass of a full pack, about.
         unread: why a sample could not be read, if one could not.
@@ -56,6 +58,7 @@ class StagePlan:
     tokens: tuple[int, float, int]
     visual: float
     packs: int
+    augment: str | None
     weights_bytes: int
     training_bytes: int
     activations_bytes: int
@@ -124,11 +127,24 @@ def plan_stage(loaded: Loaded, stage: Stage) -> StagePlan:
         tokens=(min(tokens, default=0), round(mean, 1), max(tokens, default=0)),
         visual=round(visual, 1),
         packs=-(-stage.batch // per_pack),
+        augment=_changes(stage.augment),
         weights_bytes=item * sum(a for a, _ in counts.values()),
         training_bytes=number * (4 + 8 + 4 + item + (4 if stage.average else 0)),
         activations_bytes=int(activations(loaded.network, rows, full, item, whole=not stage.checkpointing)),
         unread=unread,
     )
+
+
+def _changes(augment: Any) -> str | None:
+    """Augmentation in words: the settings that do something, or the name of a function."""
+    if not isinstance(augment, Augmentation):
+        return None if augment is None else str(getattr(augment, "__qualname__", augment))
+    said = []
+    for field in fields(augment):
+        value = getattr(augment, field.name)
+        if value != field.default:
+            said.append(f"{field.name} {' to '.join(f'{v:g}' for v in value) if isinstance(value, tuple) else value}")
+    return ", ".join(said) or None
 
 
 def _read(stage: Stage, task: Task, processor: Any) -> tuple[list[int], float, float, str | None]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.core.config import read_json
-from foveal.core.errors import ConfigError
+from foveal.core.errors import ConfigError, FovealError
 from foveal.train.checkpoint import read_noted, write_checkpoint
 from foveal.train.ranks import Ranks
 from foveal.train.stage import Stage
@@ -119,7 +119,10 @@ def replay(path: Path, run: "Run") -> Replayed:
     for feed, packs in zip(feeds, steps, strict=True):
         losses += stage_run.shares(packs, totals, rank=feed.rank)
         for number in feed.numbers(step):
-            sample = feed.sample(number)
+            try:
+                sample = feed.sample(number)
+            except FovealError:  # left out then, too
+                continue
             name = f"{sample.set}:{sample.id}"
             if not any(name in ids for ids in packs.ids):
                 continue

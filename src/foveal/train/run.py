@@ -126,7 +126,7 @@ class Run:
                 new[key] = Path(value) if key == "folder" else value
             else:
                 raise ConfigError(f"the run has no setting {key!r}; {neighbours(key, [*own, *_dotted(names)])}")
-        stages = tuple(s.changed(staged["train"] | staged[s.name]) for s in self.stages)
+        stages = tuple(s.changed(_over(staged["train"], staged[s.name])) for s in self.stages)
         return replace(self, stages=stages, **new)
 
     def load(self) -> Loaded:
@@ -185,6 +185,11 @@ def sized(loaded: Loaded, stage: Stage) -> Loaded:
             "leave `pixels` out."
         )
     return replace(loaded, config=replace(config, side_px=side), processor=processor.changed(vision=vision.sized(side)))
+
+
+def _over(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of all stages and of one: its own count, and a field that it sets as a whole loses common parts."""
+    return {key: value for key, value in common.items() if key.partition(".")[0] not in own} | dict(own)
 
 
 def _dotted(names: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 from foveal.core.config import from_mapping
 from foveal.core.errors import ConfigError, neighbours
 from foveal.core.media import MediaBudget
+from foveal.data.augment import Augmentation
 
 T = TypeVar("T")
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -69,7 +70,9 @@ class Stage:
             adds up their gradients.
         unfit: what becomes of a sample that cannot be read or is longer than a pack: "stop" with an error that names
             it, or "skip" it, which the log counts.
-        augment: (sample, generator of this sample's own) -> sample; None: as they are.
+        augment: how pictures are changed, their boxes with them; or a function (sample, generator of this sample's own)
+            -> sample; None: as they are. Sample number n draws from `default_rng([seed, n])`, so that a run that goes
+            on draws the same.
         budget: bounds for media.
         warmup: steps of linear growth of the rate.
         schedule: after the warm-up, "cosine" to `floor`; "constant"; or "steps": times `drop` at 80 % and again at
@@ -101,7 +104,7 @@ class Stage:
     pixels: Pixels | None = None
     max_tokens: int = 8192
     unfit: Literal["stop", "skip"] = "stop"
-    augment: Callable[..., Any] | None = None
+    augment: Augmentation | Callable[..., Any] | None = None
     budget: MediaBudget = field(default_factory=MediaBudget)
     warmup: int = 200
     schedule: Literal["cosine", "constant", "steps"] = "cosine"
@@ -161,23 +164,42 @@ class Stage:
         return max((float(rate) for _, rate in self.trainable if rate), default=0.0)
 
     def changed(self, values: Mapping[str, Any]) -> "Stage":
-        """The stage with other values. `rate` is the highest rate; the others keep their share of it.
+        """The stage with other values. `rate` is the highest rate; the others keep their share of it. "FIELD.PART"
+        changes one field of a field, such as "augment.flip" or "pixels.max_px".
 
         Raises `ConfigError` for a name that no field has (naming its neighbours) or a value of another type.
         """
         names = [f.name for f in fields(self)]
-        for key in values:
-            if key not in names and key != "rate":
-                raise ConfigError(f"stage {self.name}: unknown key {key!r}; {neighbours(key, [*names, 'rate'])}")
-        new = {name: getattr(self, name) for name in names} | dict(values)
+        new = {name: getattr(self, name) for name in names}
+        inner: dict[str, dict[str, Any]] = {}
+        for key, value in values.items():
+            name, dot, part = key.partition(".")
+            if name not in names and key != "rate":
+                raise ConfigError(f"stage {self.name}: unknown key {name!r}; {neighbours(name, [*names, 'rate'])}")
+            if dot:
+                inner.setdefault(name, {})[part] = value
+            else:
+                new[key] = value
+        for name, parts in inner.items():
+            new[name] = self._with_parts(name, new[name], parts)
         if (rate := new.pop("rate", None)) is not None:
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
                 raise ConfigError(f"stage {self.name}: rate is {rate!r}; expected a number above 0.")
             if not self.rate:
                 raise ConfigError(f"stage {self.name}: nothing learns, so it has no rate to set; see `trainable`.")
             new["trainable"] = tuple((p, r and r * (rate / self.rate)) for p, r in self.trainable)
-        made = {name: new.pop(name) for name in ("data", "task", "augment")}  # objects, not settings
+        made = {name: new.pop(name) for name in ("data", "task")}  # objects, not settings
         return replace(from_mapping(Stage, new, f"stage {self.name}"), **made)
+
+    def _with_parts(self, name: str, value: Any, parts: Mapping[str, Any]) -> Any:
+        """The value of a field that has fields of its own, with some of these changed."""
+        kind: Any = PARTED.get(name)
+        if kind is None:
+            raise ConfigError(f"stage {self.name}: {name} has no parts; these have: {', '.join(PARTED)}.")
+        if value is not None and not isinstance(value, kind | Mapping):
+            raise ConfigError(f"stage {self.name}: {name} is {value!r}, which has no parts; set {name} as a whole.")
+        before = {} if value is None else dict(value if isinstance(value, Mapping) else vars(value))
+        return from_mapping(kind, {**before, **parts}, f"stage {self.name}.{name}")
 
     def rates(self, named: Iterable[tuple[str, T]]) -> list[tuple[str, T, float]]:
         """Name, parameter and rate of all that learns.
@@ -201,6 +223,9 @@ class Stage:
             raise ConfigError(f"stage {self.name}: every parameter is frozen; give one a learning rate.")
         return rows
 
+
+PARTED = {"pixels": Pixels, "augment": Augmentation, "budget": MediaBudget}
+"""Fields of a stage that have fields of their own."""
 
 _BLOCK = re.compile(r"(.*\bvision\.(?:.*\.)?)blocks\.(\d+)\.")
 _BEFORE = ("patch.", "positions", "class_token", "norm_before.")

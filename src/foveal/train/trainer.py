@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from foveal.core.errors import ConfigError
 from foveal.families.load import DTYPES, Loaded
 from foveal.train.batches import Feed, StepPacks
+from foveal.train.board import Board
 from foveal.train.checkpoint import Checkpoints, append_json, cut_rows, read_checkpoint
 from foveal.train.loop import DivergedError
 from foveal.train.meter import Meter, Progress, peak_operations
@@ -189,12 +190,12 @@ class StageRun:
         self.ranks.wait()
         peak = peak_operations(self.ranks.device, next(self.network.parameters()).dtype)
         meter = Meter(self.network, peak=peak, world=self.ranks.world)
-        board = _board(self.folder) if self.ranks.first else None
+        shown = Board(self.folder if self.ranks.first else None, self.step)
         figures: dict[str, float] = {}
         saved = self.step
         self.network.train()
         made = contextlib.closing(self.feed.steps(self.step, workers=self.run.workers))
-        with interrupts() as asked, recomputing(self.network, on=stage.checkpointing), made as steps:
+        with interrupts() as asked, recomputing(self.network, on=stage.checkpointing), made as steps, shown as board:
             for packs in steps:
                 done, norm = self.update(packs)
                 if self.run.log_samples:
@@ -301,7 +302,7 @@ class StageRun:
             self.step == self.stage.steps or bool(every and self.step % every == 0)
         )
 
-    def _evaluate(self, logfile: Path, board: Any) -> None:
+    def _evaluate(self, logfile: Path, board: Board) -> None:
         if self.run.evaluate is None:
             return
         self.network.eval()
@@ -312,16 +313,12 @@ class StageRun:
         self.network.train()
         self._log({"stage": self.stage.name, "step": self.step, "evaluation": found}, logfile, board)
 
-    def _log(self, row: dict[str, Any], logfile: Path, board: Any) -> None:
+    def _log(self, row: dict[str, Any], logfile: Path, board: Board) -> None:
         if not self.ranks.first:
             return
         append_json(logfile, row)
         log.info("%s", row)
-        if board is not None:
-            for name, value in {**row, **row.get("evaluation", {})}.items():
-                if isinstance(value, int | float):
-                    board.add_scalar(name, value, row["step"])
-            board.flush()
+        board.add(row)
 
     def _finish(self) -> Loaded:
         """Puts the learned weights into the network and exports it."""
@@ -384,12 +381,3 @@ def _kept(forward: Callable[..., Any]) -> Callable[..., Any]:
         return checkpoint(forward, *arguments, use_reentrant=False)
 
     return run
-
-
-def _board(folder: Path) -> Any:
-    """A TensorBoard writer where that is installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder))
