@@ -129,7 +129,7 @@ def test_a_replay_file_shows_the_sample(recipe, tmp_path, capsys):
 
 
 def begin(recipe, folder, *settings):
-    words = [sys.executable, "-m", "foveal.cli.main", "train", recipe, "--set", f"folder={folder}", *settings]
+    words = [sys.executable, "-m", "foveal", "train", recipe, "--set", f"folder={folder}", *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -1,6 +1,6 @@
 """Training on many processes, which torchrun starts: who joins, on which device, and how they part.
 
-    torchrun --nproc-per-node 2 -m foveal.cli.main train RECIPE --set parallel=ddp
+    torchrun --nproc-per-node 2 -m foveal train RECIPE --set parallel=ddp
 
 torchrun sets WORLD_SIZE, RANK and LOCAL_RANK. Without it a process trains alone, whatever `Run.parallel` says.
 """
