@@ -32,7 +32,7 @@ demo: $(VENV)/ready
 test: $(VENV)/ready-dev
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
-test-all: $(VENV)/ready-dev
+test-all: $(VENV)/ready-page
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 format: $(VENV)/ready-dev
@@ -60,3 +60,11 @@ $(VENV)/ready: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/ready-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e ".[dev]"
 	@touch $@ $(VENV)/ready
+
+# What the tests of the server's page need besides: a browser, Debian's Chromium unless one is there.
+$(VENV)/ready-page: $(VENV)/ready-dev
+	@command -v chromium >/dev/null \
+		|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+		|| { echo "The page's tests need Chromium. Install it (apt-get install chromium) as root."; exit 1; }
+	$(INSTALL) -e ".[dev,page]"
+	@touch $@
