@@ -309,7 +309,9 @@ def test_nothing_but_our_own_files_runs(page: Any, stand_in: tuple[StandIn, str]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
     # What an answer or a file name could smuggle in does not run.
     page.evaluate("() => document.body.insertAdjacentHTML('beforeend', `<img src='data:x' onerror='window.ran = 1'>`)")
-    page.evaluate("() => document.body.append(Object.assign(document.createElement('script'), {textContent: 'ran = 1'}))")
+    page.evaluate(
+        "() => document.body.append(Object.assign(document.createElement('script'), {textContent: 'ran = 1'}))"
+    )
     page.wait_for_timeout(200)
     assert page.evaluate("() => window.ran") is None
     assert len(page.complaints) == 2
