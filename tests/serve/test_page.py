@@ -1,4 +1,4 @@
-"""The page in headless Chromium, against a stand-in that streams what these tests tell it to (`.ci/run` installs both)."""
+"""The page in headless Chromium, against a stand-in that streams what these tests tell it to."""
 
 import json
 import socket
@@ -12,8 +12,9 @@ import pytest
 
 GUARDS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' blob: data:; "
-        "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+        "media-src 'self' blob: data:; connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
     )
 }
 ROOT = Path(__file__).parents[2]
@@ -54,10 +55,9 @@ class StandIn:
 
     def app(self) -> Any:
         from starlette.applications import Starlette
+        from starlette.middleware import Middleware
         from starlette.responses import JSONResponse, StreamingResponse
         from starlette.routing import Mount, Route
-
-        from starlette.middleware import Middleware
         from starlette.staticfiles import StaticFiles
 
         def refused(request: Any) -> Any:
