@@ -3,14 +3,17 @@
     foveal train recipes/clip/1_contrast.py --set data=FOLDER files=FOLDER
     foveal train recipes/clip/1_contrast.py --set size=tiny
 
-Radford et al. 2021, "Learning transferable visual models", section 2.5 and the table of hyper-parameters: 32 epochs of
-400 million pairs in batches of 32,768; AdamW 5e-4 (ViT-B/32), cosine to 0 after 2000 steps; the temperature begins at
-0.07 and its inverse stays below 100. `files` is a released folder, for the vocabulary.
+Values: Radford et al. 2021, "Learning transferable visual models". Section 2.3: from scratch; a random square of the
+resized picture is the only augmentation; the temperature is learned. Section 2.5: 32 epochs of 400 million pairs in
+batches of 32,768; the temperature begins at 0.07 and its inverse stays below 100. Tables 18 and 20: 5e-4 (ViT-B/32),
+cosine to 0 after 2000 steps, AdamW (0.9, 0.98, 1e-6), weight decay 0.2; they are cited from memory and were not
+compared with the paper again. No clipping of gradients is published. `files` is a released folder, for the vocabulary.
 """
 
 import math
 from pathlib import Path
 
+from foveal.data.augment import Augmentation
 from foveal.families.clip import FAMILY
 from foveal.processing.pictures import PictureProcessor
 from foveal.train.pairs import Contrast
@@ -33,6 +36,7 @@ def run(
         name="contrast",
         data=sets(size, data, {"caption": 1.0}, {"caption": "caption"}),
         task=Contrast(kind="softmax", chunk=4096),
+        augment=Augmentation(square=True),
         steps=390_625,
         batch=32_768,
         trainable=TRAINABLE,

@@ -3,9 +3,11 @@
     foveal train recipes/deepseek_vl/1_adapter.py --set model=FOLDER data=FOLDER
     foveal train recipes/deepseek_vl/1_adapter.py --set size=tiny
 
-Lu et al. 2024, "DeepSeek-VL", section 3.2 and the table of hyper-parameters (1.3B): cosine from 1e-3, 15,000 steps of
-256 samples. `model` is a checkpoint in DeepSeek-VL's layout with the weights of both towers and of the language
-model.
+Values: Lu et al. 2024, "DeepSeek-VL", Table 4, the same for 1.3B and 7B: 1e-3, cosine, 128 steps of warm-up, 15,000
+steps of 256 samples of up to 512 tokens, AdamW (0.9, 0.95), no weight decay, clipping at 1. Section 3.2.1: 1.25 million
+captions and 2.5 million documents, which the shares follow; both towers and the language model are frozen. Not
+published: where the cosine ends (here: 0) and the type of numbers. A pack of ours holds several whole samples.
+`model` is a checkpoint in DeepSeek-VL's layout with the weights of the towers and of the language model.
 """
 
 from pathlib import Path
@@ -22,7 +24,7 @@ def run(
 ) -> Run:
     stage = Stage(
         name="adapter",
-        data=sets(size, data, {"caption": 0.5, "ocr": 0.5}, {"caption": "caption", "ocr": "read"}),
+        data=sets(size, data, {"caption": 1.25, "ocr": 2.5}, {"caption": "caption", "ocr": "read"}),
         steps=15_000,
         batch=256,
         trainable=TRAINABLE,

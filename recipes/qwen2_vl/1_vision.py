@@ -3,9 +3,10 @@
     foveal train recipes/qwen2_vl/1_vision.py --set model=FOLDER data=FOLDER
     foveal train recipes/qwen2_vl/1_vision.py --set size=tiny
 
-Wang et al. 2024, "Qwen2-VL", section 2.2 (600 billion tokens). `data` has the sets `caption` and `ocr`. The paper
-publishes which parts learn in which stage and how many tokens they see, but no rates, batches or steps: those here
-are ours, to be changed for your data (`--set train.rate=... train.batch=...`).
+Wang et al. 2024, "Qwen2-VL", section 2.2: 600 billion tokens of pairs of pictures and texts, reading, and
+classification, of which texts alone are learned. `data` has the sets `caption` and `ocr`. The paper publishes which
+parts learn in which stage and how many tokens they see, but no rates, batches or steps: those here are ours, to be
+changed for your data (`--set train.rate=... train.batch=...`).
 """
 
 from pathlib import Path

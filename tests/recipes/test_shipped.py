@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from foveal.core.errors import ConfigError
+from foveal.families.describe import families
 from foveal.train.plan import outline, plan
 from foveal.train.recipe import load_recipe
 from foveal.train.run import Fresh, Run
+from foveal.train.stage import Stage
 from foveal.train.trainer import train
 
 ROOT = Path(__file__).parents[2] / "recipes"
@@ -28,6 +30,17 @@ def tiny(name: str, *settings: str) -> Run:
 def learned(run: Run) -> list[str]:
     network = outline(run).network
     return sorted(name for name, _, _ in run.stages[0].rates(network.named_parameters()))
+
+
+def full(name: str, monkeypatch: Any) -> Stage:
+    """The stage of "RECIPE SETTINGS..." in full size, with data that do not exist."""
+    from foveal.train import shipped
+
+    recipe, *settings = name.split()
+    monkeypatch.setattr(shipped, "open_source", lambda path, name: shipped.ToySet("caption", 4, name=name))
+    monkeypatch.setattr(Path, "exists", lambda self: True)
+    (stage,) = load_recipe(ROOT / f"{recipe}.py", ("model=some/folder", "data=elsewhere", *settings)).stages
+    return stage
 
 
 def summary(names: list[str]) -> dict[str, Any]:
@@ -79,22 +92,46 @@ def test_what_the_papers_say_learns(name: str) -> None:
         ("qwen_vl/2_multitask", 19_000, 4096, 5e-5, 1e-5, 400),
         ("qwen_vl/3_chat", 8000, 128, 1e-5, 1e-6, 3000),
         ("deepseek_vl/1_adapter", 15_000, 256, 1e-3, 0.0, 128),
-        ("deepseek_vl/2_joint", 96_000, 1024, 3e-5, 3e-5 * 0.316**2, 2000),
-        ("deepseek_vl/3_chat", 10_000, 256, 2e-5, 2e-5, 256),
+        ("deepseek_vl/2_joint", 42_000, 2304, 4.2e-5, 4.2e-5 * 0.316**2, 2000),
+        ("deepseek_vl/2_joint released=1.3b", 96_000, 1024, 3e-5, 3e-5 * 0.316**2, 2000),
+        ("deepseek_vl/3_chat", 10_000, 256, 2e-5, 0.0, 256),
     ],
 )
 def test_published_values(
     name: str, steps: int, batch: int, rate: float, last: float, warmup: int, monkeypatch: Any
 ) -> None:
-    from foveal.train import shipped
-
-    monkeypatch.setattr(shipped, "open_source", lambda path, name: shipped.ToySet("caption", 4, name=name))
-    monkeypatch.setattr(Path, "exists", lambda self: True)
-    (stage,) = load_recipe(ROOT / f"{name}.py", ("model=some/folder", "data=elsewhere")).stages
+    stage = full(name, monkeypatch)
     assert (stage.steps, stage.batch, stage.warmup) == (steps, batch, warmup)
     assert stage.rate == rate
     assert stage.rate * stage.factor(steps - 1) == pytest.approx(last, rel=1e-3, abs=1e-9)
     assert stage.dtype == "bf16" and stage.clip == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "released"),
+    [
+        ("qwen_vl/1_align", "base"),
+        ("qwen_vl/2_multitask", "base"),
+        ("qwen_vl/3_chat", "base"),
+        ("qwen2_vl/1_vision", "2b"),
+        ("qwen2_vl/2_everything", "2b"),
+        ("qwen2_vl/3_chat", "2b"),
+        ("deepseek_vl/1_adapter", "1.3b"),
+        ("deepseek_vl/1_adapter", "7b"),
+        ("deepseek_vl/2_joint released=1.3b", "1.3b"),
+        ("deepseek_vl/2_joint", "7b"),
+        ("deepseek_vl/3_chat released=1.3b", "1.3b"),
+        ("deepseek_vl/3_chat", "7b"),
+    ],
+)
+def test_rules_fit_the_released_sizes(name: str, released: str, monkeypatch: Any) -> None:
+    """Every rule finds parameters and every parameter a rule, which says the same there as in the tiny size."""
+    family = families()[name.partition("/")[0]]
+    with torch.device("meta"):
+        network = family.build(family.size(released))
+    every = dict(network.named_parameters())
+    learned = [n for n, _, _ in full(name, monkeypatch).rates(every.items())]
+    assert sorted(learned) == sorted(filter(RULES[name.partition(" ")[0]], every))
 
 
 def test_sizes_of_pictures_and_decay_of_qwen_vl() -> None:
