@@ -1,6 +1,7 @@
 """Resampler: a fixed number of learned queries look at all patches of a picture once (Qwen-VL, section 2.1)."""
 
 from itertools import groupby
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ class Resampler(nn.Module):
     that of the queries; keys get it resized to the picture's grid. It is part of the checkpoint (rounded to the
     checkpoint's type) and is not learned: `requires_grad` is off.
     """
+
+    plain_layers: ClassVar[tuple[str, ...]] = ("qkv",)  # its thirds are used apart
 
     def __init__(self, vision_width: int, width: int, *, side: int, heads: int, eps: float = 1e-6) -> None:
         super().__init__()

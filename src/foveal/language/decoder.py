@@ -1,8 +1,8 @@
 """The causal language model of the line: RMSNorm, grouped-query attention with rotary positions, SwiGLU."""
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from foveal.core.shapes import Float, Int
 from foveal.language.cache import Cache
 from foveal.language.config import DecoderConfig, DecoderSizes
 from foveal.nn.attention import attend_cached, attend_packed
+from foveal.nn.joined import Joint
 from foveal.nn.keep import Keep
 from foveal.nn.mlp import GatedMLP
 from foveal.nn.norm import RMSNorm
@@ -20,6 +21,8 @@ from foveal.nn.rope import Rotation, text_rotation
 class Attention(nn.Module):
     """Grouped-query causal attention (Ainslie et al. 2023)."""
 
+    joins: ClassVar[Mapping[str, tuple[str, ...]]] = {"qkv": ("q", "k", "v")}
+
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         c = config
@@ -28,12 +31,14 @@ class Attention(nn.Module):
         self.k = nn.Linear(c.width, c.kv_heads * c.head_dim, bias=c.qkv_bias)
         self.v = nn.Linear(c.width, c.kv_heads * c.head_dim, bias=c.qkv_bias)
         self.out = nn.Linear(c.heads * c.head_dim, c.width, bias=False)
+        self.qkv: Joint | None = None  # takes the place of q, k and v in inference
 
     def project(
         self, x: Float[Tensor, "T D"]
     ) -> tuple[Float[Tensor, "T H K"], Float[Tensor, "T G K"], Float[Tensor, "T G K"]]:
         """Queries, keys and values of every head, before rotation."""
-        q, k, v = (part(x).view(len(x), -1, self.head_dim) for part in (self.q, self.k, self.v))
+        parts = (self.q(x), self.k(x), self.v(x)) if self.qkv is None else self.qkv(x)
+        q, k, v = (part.view(len(x), -1, self.head_dim) for part in parts)
         return q, k, v
 
     def forward(
@@ -120,6 +125,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, i, attention, mlp) for i in range(config.depth))
         self.norm = RMSNorm(config.width, config.eps)
         self.head = None if config.tied else nn.Linear(config.width, config.vocab, bias=False)
+        self.tied_head: nn.Module | None = None  # a head of its own form with the embedding's values, for inference
 
     def forward(
         self,
@@ -153,7 +159,8 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T V"]:
         """Scores of every vocabulary entry as the next token."""
-        return hidden @ self.embed.weight.T if self.head is None else self.head(hidden)
+        head = self.head if self.tied_head is None else self.tied_head
+        return hidden @ self.embed.weight.T if head is None else head(hidden)
 
     def new_cache(self, sequences: int, *, capacity: int = 64) -> Cache:
         """An empty cache with room for `capacity` tokens a sequence before it grows."""

@@ -9,6 +9,7 @@ Both are the same sum in another order.
 
 import itertools
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ LATENT_EPS = 1e-6
 
 class LatentAttention(nn.Module):
     """Causal attention whose keys and values of all heads come from one small latent a token."""
+
+    plain_layers: ClassVar[tuple[str, ...]] = ("kv_up",)  # the absorbed form reads its weight
 
     def __init__(self, config: ExpertDecoderConfig, layer: int) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ weights does, gets the weight with the update in it.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,13 +105,15 @@ class LoraLayer(nn.Module):
 
     def updated(self, x: Tensor, plain: Tensor) -> Tensor:
         """`plain`, the layer's own result for `x`, with the updates of all parts."""
-        if self.merged:
-            return plain
-        width = plain.shape[-1]
-        for part in self.parts:
-            own = part(x).to(plain.dtype)
-            plain = plain + (own if part.rows == width else F.pad(own, (part.start, width - part.start - part.rows)))
-        return plain
+        return plain if self.merged else _with_updates(self.parts, x, plain)
+
+
+def _with_updates(parts: Iterable[LoraPart], x: Tensor, plain: Tensor) -> Tensor:
+    width = plain.shape[-1]
+    for part in parts:
+        own = part(x).to(plain.dtype)
+        plain = plain + (own if part.rows == width else F.pad(own, (part.start, width - part.start - part.rows)))
+    return plain
 
 
 class LoraLinear(LoraLayer, nn.Linear):
@@ -125,6 +128,44 @@ class LoraLinear(LoraLayer, nn.Linear):
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         return self.updated(x, F.linear(x, self.frozen, self.bias))
+
+    def without(self) -> nn.Linear:
+        """A plain layer with the same weight (the updates in it while merged)."""
+        with torch.device("meta"):
+            layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
+        layer.weight, layer.bias = nn.Parameter(self.frozen, requires_grad=False), self.bias
+        return layer.train(self.training)
+
+
+class UpdatedLinear(nn.Module):
+    """Updates beside a linear layer in another form (packed, quantized), for inference."""
+
+    def __init__(self, base: nn.Module, layer: LoraLinear) -> None:
+        """`base` computes what `layer` does without its updates."""
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.base, self.lora, self.merged = base, layer.lora, layer.merged
+
+    @property
+    def parts(self) -> list[LoraPart]:
+        return [part for part in self.lora if isinstance(part, LoraPart)]
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        plain = self.base(x)
+        return plain if self.merged else _with_updates(self.parts, x, plain)
+
+    def adapted(self, layer: nn.Linear) -> LoraLinear:
+        """`layer` as an adapted one with these updates."""
+        return as_adapted(layer, self.parts, merged=self.merged)
+
+
+def as_adapted(layer: nn.Linear, parts: Iterable[LoraPart], *, merged: bool = False) -> LoraLinear:
+    """A plain linear layer, made one with updates in place."""
+    layer.__class__ = LoraLinear
+    adapted: Any = layer
+    adapted.begin(parts)
+    adapted.merged = merged
+    return adapted
 
 
 class LoraEmbedding(LoraLayer, nn.Embedding):

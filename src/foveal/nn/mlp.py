@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.core.shapes import Float
+from foveal.nn.packed import silu_times
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -39,4 +39,4 @@ class GatedMLP(nn.Module):
         self.down = nn.Linear(mlp_width, width, bias=bias)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(silu_times(self.gate, self.up, x))

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ class ProbePool(nn.Module):
     A learned probe asks every picture's features once (multi-head attention), then a norm and an MLP follow with a
     residual around both. `probe` and `qkv` keep the published shapes: [1, 1, D], and rows q | k | v.
     """
+
+    plain_layers: ClassVar[tuple[str, ...]] = ("qkv",)  # its thirds are used apart
 
     def __init__(self, width: int, heads: int, mlp_width: int, activation: Activation, eps: float) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """SigLIP's tower as DeepSeek-VL2 carries it: with a pooling head that is never computed."""
 
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,8 @@ class IdlePool(nn.Module):
 
 class TileTower(PlainTower):
     """A plain tower, with the idle pooling head beside it."""
+
+    plain_layers: ClassVar[tuple[str, ...]] = ("pool",)  # never used
 
     def __init__(self, config: PlainConfig) -> None:
         super().__init__(config)

@@ -1,0 +1,162 @@
+"""The form of a network that answers fastest: joined projections, and linear layers in another form.
+
+    prepare(network)                      # packed bfloat16 layers on a CPU; joined projections everywhere
+    prepare(network, replace=mine)        # mine(name, layer) -> the module that takes its place, or None: it stays
+    with restored(network): ...           # as it was loaded, for saving or training
+
+A replacement maps [*B, I] to [*B, O] like the layer whose place it takes; where it gives that layer back by
+`unpacked()`, the preparation can be undone exactly. What is replaced leaves memory before the next layer comes, mapped
+files included: peak memory is that of the weights and a few layers.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from foveal.core.errors import ConfigError
+from foveal.language.decoder import Decoder
+from foveal.nn.joined import Joint, apart, join, joinable
+from foveal.nn.lora import LoraLinear, UpdatedLinear
+from foveal.nn.packed import PackedLinear, packs
+from foveal.weights.pages import MappedFiles
+
+Replace = Callable[[str, nn.Linear], nn.Module | None]
+"""(name of a linear layer in the network, the layer) -> what computes it from now on, or None to leave it.
+
+A joined layer is named after its joint (`language.layers.0.attention.qkv`), the head of a network that has its
+embedding for it `language.tied_head`.
+"""
+
+
+@runtime_checkable
+class Reversible(Protocol):
+    """A replacement that gives back the layer whose place it took."""
+
+    def unpacked(self) -> nn.Linear: ...
+
+
+def pack(name: str, layer: nn.Linear) -> nn.Module | None:  # noqa: ARG001
+    """The packed form of a layer where there is one."""
+    return PackedLinear(layer) if packs(layer) else None
+
+
+def prepare(network: nn.Module, replace: Replace = pack) -> None:
+    """Joins projections of one input and replaces linear layers, in place. What is prepared already stays as it is.
+
+    For inference only: gradients do not pass packed layers, and prepared networks do not change type or device.
+    """
+    with torch.no_grad():
+        _prepare("", network, replace, MappedFiles())
+
+
+def is_prepared(network: nn.Module) -> bool:
+    """Whether any layer has another form than the loaded one."""
+    return any(isinstance(m, Joint | UpdatedLinear | Reversible) for m in network.modules())
+
+
+def restore(network: nn.Module) -> None:
+    """Undoes `prepare` in place: every tensor has its old name and exactly its old value.
+
+    Raises `ConfigError`, before anything is changed, for a replacement that does not give its layer back.
+    """
+    for name, module in network.named_modules():
+        base = module.base if isinstance(module, UpdatedLinear) else None
+        if base is not None and not isinstance(base, nn.Linear | Reversible):
+            raise ConfigError(f"{name} is a {type(base).__name__}, which does not hold the loaded weight any more.")
+    with torch.no_grad():
+        _restore(network)
+
+
+@contextmanager
+def restored(network: nn.Module, replace: Replace = pack) -> Iterator[None]:
+    """The network as it was loaded; prepared again at the end if it was before."""
+    before = is_prepared(network)
+    if before:
+        restore(network)
+    try:
+        yield
+    finally:
+        if before:
+            prepare(network, replace)
+
+
+def _prepare(name: str, owner: nn.Module, replace: Replace, files: MappedFiles) -> None:
+    for joined, parts in list(joinable(owner)):
+        old = [getattr(owner, part).weight for part in parts]
+        join(owner, joined, parts)
+        for weight in old:
+            files.forget(weight)
+        del old, weight
+    for child in list(owner._modules):
+        module = owner._modules[child]
+        if module is None or child in getattr(owner, "plain_layers", ()):
+            continue
+        full = f"{name}.{child}" if name else child
+        if isinstance(module, Joint):
+            module.whole = _replaced(full, module.whole, replace, files)
+        elif isinstance(module, nn.Linear):
+            setattr(owner, child, _replaced(full, module, replace, files))
+        else:
+            _prepare(full, module, replace, files)
+    if isinstance(owner, Decoder) and owner.head is None and owner.tied_head is None:
+        owner.tied_head = _tied_head(f"{name}.tied_head" if name else "tied_head", owner, replace, files)
+
+
+def _tied_head(name: str, owner: Decoder, replace: Replace, files: MappedFiles) -> nn.Module | None:
+    """A head of its own; the embedding stays as it is, of which only the rows of the prompt's tokens are read."""
+    if type(owner.embed) is not nn.Embedding:
+        return None
+    weight = owner.embed.weight
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = weight
+    new = replace(name, layer)
+    if new is not None:
+        files.forget(weight)
+        new.train(owner.training)
+    return new
+
+
+def _replaced(name: str, layer: nn.Module, replace: Replace, files: MappedFiles) -> nn.Module:
+    if type(layer) not in (nn.Linear, LoraLinear):
+        return layer
+    plain: Any = layer.without() if isinstance(layer, LoraLinear) else layer
+    new = replace(name, plain)
+    if new is None:
+        return layer
+    files.forget(plain.weight)
+    new.train(layer.training)
+    return UpdatedLinear(new, layer) if isinstance(layer, LoraLinear) else new
+
+
+def _restore(owner: nn.Module) -> None:
+    for child in list(owner._modules):
+        module = owner._modules[child]
+        if module is None:
+            continue
+        if child == "tied_head":
+            owner._modules[child] = None
+        elif isinstance(module, Joint):
+            module.whole = _loaded(module.whole)
+            apart(owner, child)
+        elif (loaded := _loaded(module)) is not module:
+            setattr(owner, child, loaded)
+        else:
+            _restore(module)
+
+
+def _loaded(module: nn.Module) -> nn.Module:
+    if isinstance(module, UpdatedLinear):
+        return module.adapted(_plain(module.base))
+    return module.unpacked() if isinstance(module, Reversible) else module
+
+
+def _plain(module: nn.Module) -> nn.Linear:
+    if isinstance(module, Reversible):
+        return module.unpacked()
+    if isinstance(module, nn.Linear):
+        return module
+    raise ConfigError(f"a {type(module).__name__} does not hold the loaded weight any more.")

