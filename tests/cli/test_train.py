@@ -143,7 +143,7 @@ def test_ctrl_c_leaves_with_130(recipe, tmp_path):
     while process.poll() is None and len(read_rows(log)) < 2:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, complaint = process.communicate(timeout=60)
+    _, complaint = process.communicate(timeout=200)
     assert process.returncode == 130, complaint
     assert "the same command goes on" in complaint
     found = Checkpoints(log.parent, "one").newest()

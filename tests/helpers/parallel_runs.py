@@ -26,7 +26,7 @@ from foveal.train.run import Run
 from foveal.train.trainer import train
 from tests.helpers import training
 
-LIMIT_S = 100.0
+LIMIT_S = 300.0
 
 
 class Halves:
@@ -82,7 +82,7 @@ def work(name: str, run: Run, rank: int, world: int, port: int, folder: Path) ->
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     os.environ.update(zip(names, (str(rank), str(rank), str(world), "127.0.0.1", str(port)), strict=True))
     torch.set_num_threads(1)
-    parallel.PATIENCE = timedelta(seconds=60)
+    parallel.PATIENCE = timedelta(seconds=200)
     try:
         train(run)
     except FovealError as error:

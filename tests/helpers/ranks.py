@@ -128,7 +128,7 @@ def on_ranks(compute: Callable[[int, int], Found], world: int) -> Found:
         for worker in workers:
             worker.start()
         for worker in workers:
-            worker.join(100)
+            worker.join(300)
         if any(worker.exitcode for worker in workers):
             for worker in workers:
                 worker.kill()

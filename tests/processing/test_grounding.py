@@ -173,9 +173,9 @@ def test_boxes_that_have_no_place_are_refused():
 def test_long_answers_take_linear_time(piece):
     def seconds(count):
         text = BOX + piece * count
-        began = time.perf_counter()
+        began = time.process_time()
         parse(text)
-        return time.perf_counter() - began
+        return time.process_time() - began
 
     seconds(100)
-    assert seconds(10_000) < 3.0  # quadratic work on this length takes minutes
+    assert seconds(10_000) < 15  # quadratic work on this length takes minutes

@@ -231,4 +231,4 @@ def test_long_answers_take_linear_time(piece):
         return time.process_time() - began
 
     seconds(100)
-    assert seconds(2500) < 3.0  # quadratic work on this length takes minutes
+    assert seconds(2500) < 15  # quadratic work on this length takes minutes

@@ -18,7 +18,7 @@ from tests.helpers import training
 
 KILLS = int(os.environ.get("KILLS", "4"))
 STEPS = 15 + 3 * KILLS
-PATIENCE_S = 120
+PATIENCE_S = 300
 ROOT = Path(__file__).parents[2]
 
 

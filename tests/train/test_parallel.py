@@ -209,7 +209,7 @@ def test_torchrun_trains_a_recipe(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "foveal", "train", str(recipe), "--set", f"out={out}", "parallel=fsdp"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [str(out / "toy" / "model")]
     assert len(figures(tmp_path, "out")) == 2 and (out / "toy" / "model" / "model.safetensors").exists()

@@ -32,7 +32,7 @@ def test_the_mean_of_two_processes(tmp_path):
     script = tmp_path / "share.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    subprocess.run([*command, str(tmp_path)], capture_output=True, timeout=120, check=True)
+    subprocess.run([*command, str(tmp_path)], capture_output=True, timeout=400, check=True)
     for rank in (0, 1):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found == [[1.5, 1.5, 1.5], [2.0, 4.0], [0.0, 0.0, 0.0, 0.0]]

@@ -28,7 +28,7 @@ def found(tmp_path_factory):
     path = tmp_path_factory.mktemp("ranks") / "found.npz"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, str(ROOT / "tests/helpers/ranks.py"), str(path)]
-    made = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    made = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert made.returncode == 0, made.stderr
     return dict(np.load(path))
 
