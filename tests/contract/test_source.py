@@ -21,6 +21,7 @@ OPENERS = {
     "families/base.py": "name maps of the package",
     "families/convert.py": "weights and small files that are converted",
     "families/load.py": "configuration that is saved",
+    "nn/native/build.py": "kernels that are compiled",
     "processing/media.py": "pictures and videos that a user names",
     "processing/clip_tokens.py": "vocabulary of a checkpoint folder",
     "processing/pictures.py": "settings of a checkpoint folder",
@@ -101,7 +102,10 @@ def test_only_the_command_line_prints():
     found("use logging outside cli", lines)
 
 
-STARTERS = {"serve/children.py": "a fresh interpreter with a module of ours"}
+STARTERS = {
+    "nn/native/build.py": "the compiler, on kernels of the package",
+    "serve/children.py": "a fresh interpreter with a module of ours",
+}
 
 
 def test_nothing_runs_text_as_code():
