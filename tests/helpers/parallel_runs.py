@@ -21,8 +21,11 @@ import torch
 from foveal.core.errors import FovealError
 from foveal.data.mixture import Mixture
 from foveal.data.toy import ToySet
+from foveal.language.expert_config import Mixture as Mixed
+from foveal.nn.routing import Routing
 from foveal.train import parallel
 from foveal.train.run import Run
+from foveal.train.tiny import tiny
 from foveal.train.trainer import train
 from tests.helpers import training
 
@@ -56,6 +59,15 @@ def runs(folder: Path) -> list[tuple[str, int, Run]]:
         where, evaluate = folder / name.partition(".")[0], total if name.startswith("part") else None
         return name, processes, training.run(where, *stages, parallel=kind, log_samples=True, evaluate=evaluate)
 
+    def experts(name: str, processes: int, kind: Any) -> tuple[str, int, Run]:
+        """DeepSeek-VL2, a sample a process: each has fewer tokens than there are experts."""
+        stage = training.stage(
+            steps=3, batch=2, warmup=1, data=Halves(), pixels=None, max_tokens=4096, checkpointing=kind == "fsdp"
+        )
+        many = Mixed(routing=Routing(experts=192, chosen=1), width=8, shared=1, first=1)
+        model = tiny("deepseek_vl2", mixture=many)
+        return name, processes, training.run(folder / name, stage, model=model, parallel=kind)
+
     halves = {"data": Halves(), "steps": 3}
     part = {"trainable": (("vision.*", 1e-3), ("adapter.*", 1e-3), ("*", False)), "steps": 2}
     return [
@@ -73,6 +85,9 @@ def runs(folder: Path) -> list[tuple[str, int, Run]]:
         made("part-fsdp", 2, "fsdp", **part),
         made("bf16-alone", 1, None, steps=3, dtype="bf16"),
         made("bf16-fsdp", 2, "fsdp", steps=3, dtype="bf16"),
+        experts("experts-alone", 1, None),
+        experts("experts-ddp", 2, "ddp"),
+        experts("experts-fsdp", 2, "fsdp"),
         made("not-parallel", 2, None),
     ]
 

@@ -197,6 +197,8 @@ def test_balance_is_one_when_even_and_larger_otherwise():
     skewed = torch.tensor([[0.7, 0.1, 0.1, 0.1]]).expand(6, 4)
     one_sided = Routed(torch.tensor([[0, 1]] * 6), torch.ones(6, 2), skewed)
     assert balance_loss(one_sided, [0, 6]) == pytest.approx(2 * 0.7 + 2 * 0.1)
+    assert balance_loss(one_sided, [0, 2, 6], [True, False]) == balance_loss(one_sided, [0, 2])
+    assert balance_loss(one_sided, [0, 2, 6], [False, False]) == 0.0
 
 
 def test_routers_are_watched_only_inside():

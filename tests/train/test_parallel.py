@@ -125,7 +125,7 @@ def assert_same(folder: Path, one: str, other: str, stage: str = "toy") -> None:
     assert mine.keys() == theirs.keys()
     for key, tensor in mine.items():
         assert tensor.shape == theirs[key].shape, key
-        if key.startswith(("master/", "average/")):  # worst seen: 5.7e-6 at rates of 2e-3
+        if key.startswith(("master/", "average/")):  # worst seen: 9.4e-6 at rates of 2e-3
             torch.testing.assert_close(
                 theirs[key], tensor, rtol=0, atol=4e-5, msg=lambda text, key=key: f"{key}: {text}"
             )
@@ -155,6 +155,13 @@ def test_text_alone_on_one_process_waits_for_no_picture(made: Path, name: str) -
     assert all(str(s).startswith("toy-text:") for row in rows[0] for s in row["samples"])  # type: ignore[attr-defined]
     assert all(str(s).startswith("toy-find:") for row in rows[1] for s in row["samples"])  # type: ignore[attr-defined]
     assert_same(made, "halves-alone", name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["experts-ddp", "experts-fsdp"])
+def test_experts_that_one_process_does_not_use(made: Path, name: str) -> None:
+    """DeepSeek-VL2, one sample a process; its loss of balance counts no empty picture."""
+    assert_same(made, "experts-alone", name)
 
 
 @pytest.mark.slow

@@ -54,8 +54,7 @@ def test_layers_and_blocks_are_units() -> None:
 
 def test_networks_that_cannot_be_shared() -> None:
     refuse(training.run(Path()).load().network)
-    with pytest.raises(ConfigError, match=r'a tensor for each expert.*Use parallel="ddp"'):
-        refuse(nn.Sequential(nn.Linear(2, 2), Experts(4, 4, 2)))
+    refuse(nn.Sequential(nn.Linear(2, 2), Experts(4, 4, 2)))  # which give gradients to experts without tokens, too
     with pytest.raises(ConfigError, match="two towers whose pairs"):
         refuse(SIGLIP.build(SIGLIP.size("tiny")))
     number = nn.Linear(2, 2)

@@ -109,20 +109,21 @@ def watched(network: nn.Module) -> Iterator[list[Routed]]:
             hook.remove()
 
 
-def balance_loss(routed: Routed, starts: Sequence[int]) -> Float[Tensor, ""]:
+def balance_loss(routed: Routed, starts: Sequence[int], counted: Sequence[bool] | None = None) -> Float[Tensor, ""]:
     """How unevenly the sequences of a pack use the experts of one layer (DeepSeek-V2, section 2.2.3, eq. 23 to 25).
 
     Per sequence, the sum over experts of (share of the choices that fell on it, 1 if even) x (mean score); then the
-    mean over sequences. `starts` holds the B + 1 boundaries. Training adds it with a small weight.
+    mean over sequences. `starts` holds the B + 1 boundaries, `counted` which sequences count (None: all; the loss of
+    none is 0). Training adds it with a small weight.
     """
     losses = []
-    for a, b in pairwise(starts):
-        if a < b:
+    for (a, b), counts in zip(pairwise(starts), counted or [True] * (len(starts) - 1), strict=True):
+        if a < b and counts:
             chosen, scores = routed.experts[a:b], routed.scores[a:b]
             count = scores.shape[1]
             share = F.one_hot(chosen, count).sum((0, 1)) * (count / chosen.numel())
             losses.append((share * scores.mean(0)).sum())
-    return torch.stack(losses).mean()
+    return torch.stack(losses).mean() if losses else routed.scores.sum() * 0.0
 
 
 def dispatch(

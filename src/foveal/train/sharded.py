@@ -23,7 +23,6 @@ from torch.distributed.tensor import DTensor, Shard
 from foveal.core.errors import ConfigError
 from foveal.families.dual import DualEncoder
 from foveal.families.load import Loaded
-from foveal.nn.moe import Experts
 from foveal.train.optim import MasterAdamW
 from foveal.train.ranks import Ranks
 from foveal.train.run import Run
@@ -169,11 +168,6 @@ def refuse(network: nn.Module) -> None:
         raise ConfigError("the network is in shards already; load it anew.")
     if isinstance(network, DualEncoder):
         raise ConfigError('parallel="fsdp": two towers whose pairs are compared are not shared. Use parallel="ddp".')
-    if any(isinstance(module, Experts) for module in network.modules()):
-        raise ConfigError(
-            'parallel="fsdp": this model keeps a tensor for each expert, and an expert that no token of one process '
-            'reaches has no gradient there, which the other processes would wait for. Use parallel="ddp".'
-        )
     if scalars := [name for name, parameter in network.named_parameters() if not parameter.ndim]:
         raise ConfigError(f'parallel="fsdp": {scalars[0]} is one number and has no rows to share. Use parallel="ddp".')
     if odd := [n for n, p in network.named_parameters() if not p.is_floating_point()]:

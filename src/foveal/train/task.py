@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
@@ -115,7 +116,7 @@ class NextToken:
 
     def weights(self, pack: Packed) -> tuple[float, ...]:
         said = targets(pack).weight
-        return (said, float(len(pack))) if self.balance else (said,)
+        return (said, float(sum(_taught(pack)))) if self.balance else (said,)
 
     def loss(self, network: nn.Module, pack: Packed) -> tuple[tuple[Tensor, float], ...]:
         """See `Task.loss`: the learned tokens, and how unevenly experts are used where `balance` is above 0."""
@@ -125,5 +126,13 @@ class NextToken:
         with watched(network) as routed:
             scores = network(pack, at=goal.places).logits
         said = next_token_loss(scores, goal).sum
-        uneven = sum((balance_loss(layer, pack.starts.tolist()) for layer in routed), said.new_zeros(()))
-        return (said, 1.0), (uneven * len(pack), self.balance)
+        starts, taught = pack.starts.tolist(), _taught(pack)
+        uneven = sum((balance_loss(layer, starts, taught) for layer in routed), said.new_zeros(()))
+        return (said, 1.0), (uneven * sum(taught), self.balance)
+
+
+def _taught(pack: Packed) -> list[bool]:
+    """For every sequence of a pack whether anything of it is learned; `NextToken.nothing` makes one that is not."""
+    begins = [span.start for span in pack.spans if span.learned and span.start < span.stop]
+    found = set(np.searchsorted(pack.starts, begins, side="right").tolist())
+    return [number + 1 in found for number in range(len(pack))]
