@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from foveal.engine.answer import Answer, Usage
     from foveal.engine.classifier import Classifier, Guess
     from foveal.engine.dual import Dual, Match
+    from foveal.engine.engine import Engine, EngineStats
     from foveal.engine.load import load
     from foveal.engine.model import Model
-    from foveal.engine.request import Sampling
+    from foveal.engine.options import EngineOptions
+    from foveal.engine.request import Constraint, Event, Sampling
     from foveal.processing.document import Document, Element, read_document
 
 __version__ = "0.1.0"
@@ -25,9 +27,14 @@ _HOME = {
     "Answer": "engine.answer",
     "Box": "core.box",
     "Classifier": "engine.classifier",
+    "Constraint": "engine.request",
     "Document": "processing.document",
     "Dual": "engine.dual",
     "Element": "processing.document",
+    "Engine": "engine.engine",
+    "EngineOptions": "engine.options",
+    "EngineStats": "engine.engine",
+    "Event": "engine.request",
     "FovealError": "core.errors",
     "Guess": "engine.classifier",
     "ImageView": "core.box",
@@ -49,9 +56,14 @@ __all__ = [
     "Answer",
     "Box",
     "Classifier",
+    "Constraint",
     "Document",
     "Dual",
     "Element",
+    "Engine",
+    "EngineOptions",
+    "EngineStats",
+    "Event",
     "FovealError",
     "Guess",
     "ImageView",

@@ -87,9 +87,11 @@ def test_the_cache_holds_latents_only():
     part, at = made(), torch.tensor([[0, 1, 2, 0, 1]])
     part(torch.randn(5, 24), latent_rotary(CONFIG, at), [0, 3, 5], cache)
     for sequence, length in ((0, 3), (1, 2)):
-        (held,) = cache._layers[0][sequence]
-        assert held.shape == (1, 8, SIZES.latent + SIZES.rotary)
-        assert held[:, :length].abs().sum() > 0
+        cache.stores[sequence].length = length
+        ((held,),) = cache.stores[sequence].view(0, length)
+        assert held.shape == (1, length, SIZES.latent + SIZES.rotary)
+        assert held.abs().sum() > 0
+        assert cache.stores[sequence].bytes == 4 * 8 * CONFIG.cache_values
     assert CONFIG.cache_values == SIZES.latent + SIZES.rotary
 
 

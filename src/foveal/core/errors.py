@@ -28,6 +28,10 @@ class ContextError(InputError):
     """A prompt with its answer does not fit into the model's context."""
 
 
+class EngineFull(FovealError):
+    """An engine has as many requests waiting as it may; try again later."""
+
+
 class ConfigError(FovealError, ValueError):
     """A configuration file or configuration value is wrong or unknown."""
 

@@ -1,7 +1,8 @@
 """`Packed`: what processing hands to a model. Sequences lie end to end; nothing is padded."""
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,9 @@ import numpy as np
 from foveal.core.box import ImageView
 from foveal.core.errors import InputError
 from foveal.core.shapes import Float32, Int64
+
+LEFT_OUT = "media_left_out"
+"""Name in `Packed.extra` of the number of media that each conversation has before its first one in the pack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,7 @@ class Packed:
     runs: tuple[Run, ...] = ()
     spans: tuple[Span, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
-    """Arrays that only one family needs, by name."""
+    """Arrays that only one family needs, by name: as many rows for every medium; `LEFT_OUT` has one a sequence."""
 
     @property
     def lengths(self) -> Int64[np.ndarray, "B"]:
@@ -103,8 +107,6 @@ def join(packs: Sequence[Packed]) -> Packed:
     tokens = np.cumsum([0] + [len(p.tokens) for p in packs])
     media = np.cumsum([0] + [len(p.media) for p in packs])
     sequences = np.cumsum([0] + [len(p) for p in packs])
-    from dataclasses import replace
-
     if any(p.extra for p in packs):
         names = set().union(*(p.extra for p in packs))
         extra = {n: np.concatenate([p.extra[n] for p in packs if n in p.extra]) for n in names}
@@ -132,3 +134,53 @@ def join(packs: Sequence[Packed]) -> Packed:
         ),
         extra=extra,
     )
+
+
+def split(packed: Packed) -> list[Packed]:
+    """The sequences of a pack as packs of their own: what `join` joined."""
+    if len(packed) == 1:
+        return [packed]
+    patches = np.cumsum([0, *packed.grids.prod(axis=1)])
+    owners = np.array([m.sequence for m in packed.media], dtype=np.int64)
+    parts = []
+    for sequence, (start, stop) in enumerate(itertools.pairwise(packed.starts.tolist())):
+        first, last = np.searchsorted(owners, (sequence, sequence + 1)).tolist()
+        own = {
+            name: rows[sequence : sequence + 1] if name == LEFT_OUT else _share(rows, first, last, len(owners))
+            for name, rows in packed.extra.items()
+        }
+        parts.append(
+            Packed(
+                tokens=packed.tokens[start:stop],
+                positions=packed.positions[:, start:stop],
+                starts=np.array([0, stop - start], dtype=np.int64),
+                deltas=packed.deltas[sequence : sequence + 1],
+                patches=packed.patches[patches[first] : patches[last]],
+                grids=packed.grids[first:last],
+                media=tuple(replace(m, sequence=0) for m in packed.media[first:last]),
+                runs=tuple(
+                    replace(r, start=r.start - start, medium=r.medium - first)
+                    for r in packed.runs
+                    if start <= r.start < stop
+                ),
+                spans=tuple(
+                    replace(s, start=s.start - start, stop=s.stop - start)
+                    for s in packed.spans
+                    if start <= s.start < stop
+                ),
+                extra={name: rows for name, rows in own.items() if len(rows)},
+            )
+        )
+    return parts
+
+
+def extra_of(packed: Packed, medium: int) -> dict[str, Any]:
+    """The rows of `packed.extra` that belong to one medium."""
+    count = len(packed.media)
+    return {name: _share(rows, medium, medium + 1, count) for name, rows in packed.extra.items() if name != LEFT_OUT}
+
+
+def _share(rows: Any, first: int, last: int, count: int) -> Any:
+    """The rows of media `first` to `last` of `count`."""
+    each = len(rows) // count if count else 0
+    return rows[first * each : last * each]

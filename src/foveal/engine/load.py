@@ -5,11 +5,12 @@ from typing import Any, overload
 
 import torch
 
-from foveal.core.errors import ConfigError
+from foveal.core.errors import ConfigError, InputError
 from foveal.core.media import MediaBudget
 from foveal.engine.classifier import Classifier
 from foveal.engine.dual import Dual
 from foveal.engine.model import Model, default_device
+from foveal.engine.options import EngineOptions
 from foveal.families.describe import folder_of
 from foveal.families.dual import DualEncoder
 from foveal.families.load import load as load_folder
@@ -26,6 +27,7 @@ def load(
     revision: str | None = None,
     budget: MediaBudget | None = None,
     adapter: str | Path | None = None,
+    engine: EngineOptions | None = None,
 ) -> Model: ...
 
 
@@ -38,6 +40,7 @@ def load(
     revision: str | None = None,
     budget: MediaBudget | None = None,
     adapter: str | Path | None = None,
+    engine: EngineOptions | None = None,
 ) -> Any: ...
 
 
@@ -49,6 +52,7 @@ def load(
     revision: str | None = None,
     budget: MediaBudget | None = None,
     adapter: str | Path | None = None,
+    engine: EngineOptions | None = None,
 ) -> Any:
     """Opens a model.
 
@@ -60,6 +64,7 @@ def load(
         revision: branch, tag or commit of a hub name.
         budget: bounds for every medium that the model is asked about.
         adapter: folder or hub name of a LoRA adapter (PEFT's files), computed beside the weights.
+        engine: bounds of the engine of a model that answers questions: memory, tokens of a step, guesses.
 
     Returns:
         `Model` for what answers questions, `Classifier` for what names pictures, `Dual` for what compares pictures
@@ -75,7 +80,9 @@ def load(
     loaded = load_folder(folder, dtype=dtype, device=place, adapter=adapter)
     bounds = budget or MediaBudget()
     if isinstance(loaded.network, VLM):
-        return Model(loaded, budget=bounds)
+        return Model(loaded, budget=bounds, engine=engine or EngineOptions())
+    if engine is not None:
+        raise InputError(f"{folder} holds a {loaded.family.name} model, which writes no answers; leave out engine=.")
     if isinstance(loaded.network, ImageClassifier):
         return Classifier(loaded, budget=bounds)
     if isinstance(loaded.network, DualEncoder):

@@ -1,18 +1,21 @@
 """`foveal.load` and what it returns: a model to talk to."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from foveal.core.errors import ConfigError, InputError, neighbours
+from foveal.core.errors import ConfigError, FovealError, InputError, neighbours
 from foveal.core.media import MediaBudget
-from foveal.core.packed import Packed, join
+from foveal.core.packed import Packed, split
 from foveal.engine.answer import Answer, Usage
-from foveal.engine.generate import DEFAULT_TOKENS, start, steps
-from foveal.engine.request import Generation, Sampling, answer_tokens, stop_ids
+from foveal.engine.desk import Desk
+from foveal.engine.engine import Engine
+from foveal.engine.options import EngineOptions
+from foveal.engine.request import Event, Sampling, answer_tokens, stop_ids
 from foveal.engine.speech import Speech
 from foveal.families.describe import folder_of
 from foveal.families.load import Loaded, save_folder
@@ -30,6 +33,7 @@ def load(
     revision: str | None = None,
     budget: MediaBudget | None = None,
     adapter: str | Path | None = None,
+    engine: EngineOptions | None = None,
 ) -> "Model":
     """Opens a model that answers questions. `foveal.load` opens the others too.
 
@@ -41,6 +45,7 @@ def load(
         revision: branch, tag or commit of a hub name.
         budget: bounds for every medium that the model is asked about.
         adapter: folder or hub name of a LoRA adapter (PEFT's files), computed beside the weights.
+        engine: bounds of the engine that answers: memory, tokens of a step, guesses.
 
     Raises:
         HubError: the name is no folder and cannot be fetched.
@@ -50,7 +55,7 @@ def load(
     folder = folder_of(name, revision=revision)
     place = default_device() if device is None else device
     loaded = load_folder(folder, dtype=dtype, device=place, adapter=adapter)
-    return Model(loaded, budget=budget or MediaBudget())
+    return Model(loaded, budget=budget or MediaBudget(), engine=engine or EngineOptions())
 
 
 def sources_of(messages: Any) -> tuple[Any, ...]:
@@ -72,8 +77,14 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+DEFAULT_TOKENS = 512
+
+
 class Model:
-    """A vision-language model with its processing.
+    """A vision-language model with its processing and its engine.
+
+    All questions go through one engine, which remembers pictures and beginnings of conversations. Several threads may
+    ask at once; their answers are computed together.
 
     Attributes:
         network: the torch module (`vision`, `adapter`, `language`).
@@ -81,9 +92,16 @@ class Model:
         family, config: what it is.
         sampling: the defaults of `chat`, `stream` and `generate`, from generation_config.json.
         budget: bounds for media.
+        options: bounds of the engine.
     """
 
-    def __init__(self, loaded: Loaded, *, budget: MediaBudget) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        budget: MediaBudget,
+        engine: EngineOptions = EngineOptions(),  # noqa: B008 (frozen)
+    ) -> None:
         if not isinstance(loaded.network, VLM) or not isinstance(loaded.processor, Processor):
             raise ConfigError(
                 f"{loaded.folder} holds a {loaded.family.name} model, which answers no questions; "
@@ -92,7 +110,7 @@ class Model:
         self.network: VLM = loaded.network
         self.processor: Processor = loaded.processor
         self.family, self.config = loaded.family, loaded.config
-        self.generation, self.budget = loaded.generation, budget
+        self.generation, self.budget, self.options = loaded.generation, budget, engine
         self.sampling = Sampling.from_published(loaded.generation, stop=self.processor.processing.stop_texts)
         self.answer_tokens = answer_tokens(loaded.generation, DEFAULT_TOKENS)
         self.stop_ids = stop_ids(loaded.generation, self.processor.end_of_turn) | self.processor.stop_ids
@@ -119,10 +137,14 @@ class Model:
 
         Options are those of `Sampling`; `chunk` bounds the prompt tokens that are computed at a time.
         """
-        generations = self._start(batch, options)
-        for _ in self._steps(batch, generations, chunk):
-            pass
-        return [g.ids for g in generations]
+        packs = split(batch)
+        answers: list[list[int]] = [[] for _ in packs]
+        for news in self._desk.ask(packs, self._settle(packs, options, chunk), chunk=chunk):
+            for number, event in news:
+                if event.finish_reason == "error":
+                    raise FovealError(event.error)
+                answers[number].append(event.token)
+        return answers
 
     def chat(self, messages: Any, *, chunk: int | None = None, **options: Any) -> Answer:
         """Answers one conversation. Options of `process` and of `Sampling` can be mixed."""
@@ -135,12 +157,10 @@ class Model:
         """Answers several conversations at once; each answer equals the one it would get alone."""
         seen, said = self._split(options)
         packs = [self.process(messages, **seen) for messages in conversations]
-        batch = join(packs)
-        generations = self._start(batch, said)
-        speeches = [self._speech(g, p) for g, p in zip(generations, packs, strict=True)]
-        for new in self._steps(batch, generations, chunk):
-            for sequence, token in new:
-                speeches[sequence].hear(token)
+        samplings = self._settle(packs, said, chunk)
+        speeches = [self._speech(s, p) for s, p in zip(samplings, packs, strict=True)]
+        for _ in self._hear(packs, speeches, chunk):
+            pass
         return [self._answer(p, s, sources_of(c)) for p, s, c in zip(packs, speeches, conversations, strict=True)]
 
     def stream(self, messages: Any, *, chunk: int | None = None, **options: Any) -> "Stream":
@@ -148,8 +168,8 @@ class Model:
         seen, said = self._split(options)
         sources = sources_of(messages)
         packed = self.process(messages, **seen)
-        (generation,) = self._start(packed, said)
-        return Stream(self, packed, generation, sources, chunk)
+        (sampling,) = self._settle([packed], said, chunk)
+        return Stream(self, packed, sampling, sources, chunk)
 
     def save(self, folder: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
         """Writes the model in the official layout, which other libraries open unchanged."""
@@ -169,23 +189,36 @@ class Model:
         seen = {k: v for k, v in options.items() if k in PROCESS_OPTIONS}
         return seen, {k: v for k, v in options.items() if k not in PROCESS_OPTIONS}
 
-    def _speech(self, generation: Generation, packed: Packed) -> Speech:
-        return Speech(self.processor, generation, packed, self.stop_ids)
+    @cached_property
+    def _desk(self) -> Desk:
+        return Desk(Engine(self, self.options))
 
-    def _start(self, batch: Packed, options: Mapping[str, Any]) -> list[Generation]:
+    def _speech(self, sampling: Sampling, packed: Packed) -> Speech:
+        return Speech(self.processor, sampling, packed, self.stop_ids)
+
+    def _settle(self, packs: Sequence[Packed], options: Mapping[str, Any], chunk: int | None) -> list[Sampling]:
+        """The sampling of each answer, with its length and seed; refuses before anything is computed."""
+        if chunk is not None and (type(chunk) is not int or chunk < 1):
+            raise InputError(f"chunk={chunk!r} needs to be a whole number of at least 1.")
         sampling = self.sampling.changed(options)
-        return start(batch, [sampling] * len(batch), self.family.context(self.config), self.answer_tokens)
+        return [self._desk.engine.settle(packed, sampling) for packed in packs]
 
-    def _steps(
-        self, batch: Packed, generations: Sequence[Generation], chunk: int | None
-    ) -> Iterator[list[tuple[int, int]]]:
-        return steps(
-            self.network, batch, generations, stops=self.stop_ids, banned=self.processor.banned_ids, chunk=chunk
-        )
+    def _hear(
+        self, packs: Sequence[Packed], speeches: Sequence[Speech], chunk: int | None
+    ) -> Iterator[list[tuple[int, Event]]]:
+        """Runs the answers to their ends; yields what is new after it was heard."""
+        samplings = [speech.sampling for speech in speeches]
+        over = [False] * len(speeches)
+        for news in self._desk.ask(packs, samplings, chunk=chunk, ended=over.__getitem__):
+            for number, event in news:
+                if not over[number]:  # what follows a stop string in the same step is not said
+                    speeches[number].hear(event)
+                    over[number] = speeches[number].finish_reason is not None
+            yield news
 
     def _answer(self, packed: Packed, speech: Speech, sources: tuple[Any, ...]) -> Answer:
-        generation, grounded = speech.generation, speech.grounded
-        if grounded is None or generation.finish_reason is None:
+        grounded = speech.grounded
+        if grounded is None or speech.finish_reason is None:
             raise InputError("the stream has not ended; read it to its end before asking for the answer.")
         return Answer(
             text=grounded.text,
@@ -193,15 +226,15 @@ class Model:
             points=grounded.points,
             parts=grounded.parts,
             raw=speech.raw,
-            ids=tuple(generation.ids),
-            finish_reason=generation.finish_reason,
+            ids=tuple(speech.ids),
+            finish_reason=speech.finish_reason,
             usage=Usage(
                 prompt_tokens=len(packed.tokens),
                 visual_tokens=sum(m.tokens for m in packed.media),
-                answer_tokens=len(generation.ids),
+                answer_tokens=len(speech.ids),
             ),
             media=packed.media,
-            sampling=replace(generation.sampling, seed=generation.seed, max_tokens=generation.max_tokens),
+            sampling=speech.sampling,
             sources=sources,
             left_out=left_out(packed),
             budget=self.budget,
@@ -212,19 +245,17 @@ class Stream:
     """An answer in the making: iterate over its pieces of text, then read `answer`."""
 
     def __init__(
-        self, model: Model, packed: Packed, generation: Generation, sources: tuple[Any, ...], chunk: int | None
+        self, model: Model, packed: Packed, sampling: Sampling, sources: tuple[Any, ...], chunk: int | None
     ) -> None:
         self._model, self._packed, self._sources = model, packed, sources
-        self._speech = model._speech(generation, packed)
+        self._speech = model._speech(sampling, packed)
         self._pieces = self._run(chunk)
 
     def _run(self, chunk: int | None) -> Iterator[str]:
-        for new in self._model._steps(self._packed, [self._speech.generation], chunk):
-            for _, token in new:
-                self._speech.hear(token)
-                piece = self._speech.visible()
-                if piece:
-                    yield piece
+        for _ in self._model._hear([self._packed], [self._speech], chunk):
+            piece = self._speech.visible()
+            if piece:
+                yield piece
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces

@@ -1,14 +1,18 @@
-"""How one answer is sampled (`Sampling`) and how far it has come (`Generation`)."""
+"""What is asked of an engine (`Sampling`, `Constraint`), what it says (`Event`), and how far an answer is."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
 
 from foveal.core.config import from_mapping
 from foveal.core.errors import ConfigError, InputError, neighbours
 
 FinishReason = Literal["stop", "length"]
+
+MOST_LOGPROBS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +28,12 @@ class Sampling:
         repetition_penalty: divides positive and multiplies negative scores of tokens that occur in prompt or
             answer (Keskar et al. 2019, section 4.1); 1 is off.
         presence_penalty: subtracted from the score of every token that the answer already holds.
+        frequency_penalty: subtracted from the score of a token as often as the answer holds it.
         seed: makes a sampled answer repeatable, whatever else runs beside it; None draws one.
         stop: the answer ends before any of these strings.
         ignore_eos: go on past end-of-text tokens, up to `max_tokens`.
+        logprobs: report the log-probability of every chosen token and of so many best ones, by the model's own
+            scores, before any of the above changes them; None is off.
     """
 
     max_tokens: int | None = None
@@ -36,9 +43,11 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         rules = {
@@ -49,6 +58,11 @@ class Sampling:
             "min_p": (0 <= self.min_p < 1, "at least 0 and below 1"),
             "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0, and finite"),
             "presence_penalty": (-2 <= self.presence_penalty <= 2, "from -2 to 2"),
+            "frequency_penalty": (-2 <= self.frequency_penalty <= 2, "from -2 to 2"),
+            "logprobs": (
+                self.logprobs is None or 0 <= self.logprobs <= MOST_LOGPROBS,
+                f"a whole number from 0 to {MOST_LOGPROBS}",
+            ),
             "stop": (
                 all(isinstance(s, str) and s for s in self.stop),
                 "a list of strings that are not empty",
@@ -108,6 +122,49 @@ def answer_tokens(published: Mapping[str, Any], fallback: int) -> int:
     if isinstance(stated, bool) or not isinstance(stated, int) or stated < 1:
         raise ConfigError(f"generation_config.json: max_new_tokens is {stated!r}; expected a whole number above 0.")
     return stated
+
+
+@runtime_checkable
+class Constraint(Protocol):
+    """Which tokens may come next, for answers in a given form (a grammar, a JSON schema)."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is complete; it ends then, with or without an end-of-text token."""
+        ...
+
+    def mask(self) -> np.ndarray:
+        """Allowed ids as booleans [V]; ids past its end are not allowed, and at least one has to be."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Takes the token that was chosen."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One token of one answer, or its end by an error.
+
+    Attributes:
+        id: of the request.
+        index: which of its n answers.
+        token: the new token's id; -1 when an error ends the answer.
+        logprob: of `token`, when `Sampling.logprobs` asks for it.
+        top: (id, log-probability) of the best tokens, the best first, as many as `Sampling.logprobs` says.
+        finish_reason: why the answer ends with this event; None while it goes on.
+        error: what went wrong, when `finish_reason` is "error".
+        cached_tokens: tokens of the prompt that were not computed again.
+    """
+
+    id: str
+    index: int
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    finish_reason: Literal["stop", "length", "error"] | None = None
+    error: str = ""
+    cached_tokens: int = 0
 
 
 @dataclass

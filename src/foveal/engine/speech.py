@@ -1,22 +1,31 @@
 """An answer's words as they come: what can be shown already, and where a stop string ends it."""
 
+from foveal.core.errors import FovealError
 from foveal.core.packed import Packed
-from foveal.engine.request import Generation
+from foveal.engine.request import Event, FinishReason, Sampling
 from foveal.processing.grounding import Grounded
 from foveal.processing.processor import Processor
 from foveal.processing.segments import SpecialSegment, TextSegment
 
 
 class Speech:
-    """Follows one `Generation` token by token, from ids to words and boxes.
+    """Follows the events of one answer, from ids to words and boxes.
 
     `visible` gives only text that is certain to be part of the final one: tags and coordinates are left out, half
     characters, unfinished boxes and what may be the beginning of a stop string are held back. All pieces together
     are the final text.
+
+    Attributes:
+        sampling: the options of the answer, whose stop strings end it.
+        ids: its tokens so far.
+        finish_reason: why it ended; None while it goes on. Where a stop string ended it the engine does not know yet:
+            whoever drives both has to abort the request.
     """
 
-    def __init__(self, processor: Processor, generation: Generation, packed: Packed, stops: frozenset[int]) -> None:
-        self.generation = generation
+    def __init__(self, processor: Processor, sampling: Sampling, packed: Packed, stops: frozenset[int]) -> None:
+        self.sampling = sampling
+        self.ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
         self._tokenizer, self._stops = processor.tokenizer, stops
         self._reader = processor.reader(packed)
         self._characters = processor.tokenizer.stream()
@@ -30,9 +39,13 @@ class Speech:
         """The model's own words so far, with every tag."""
         return "".join(self._raw)
 
-    def hear(self, token: int) -> None:
-        """Takes the next id; ends the generation when a stop string is complete."""
-        if token in self._stops and not self.generation.sampling.ignore_eos:
+    def hear(self, event: Event) -> None:
+        """Takes the next token; a complete stop string ends the answer. Raises `FovealError` when an error ended it."""
+        if event.finish_reason == "error":
+            raise FovealError(event.error)
+        token, self.finish_reason = event.token, event.finish_reason
+        self.ids.append(token)
+        if token in self._stops and not self.sampling.ignore_eos:
             self._text(self._characters.finish())
         elif token in self._tokenizer.special_ids:
             self._text(self._characters.finish())
@@ -42,7 +55,7 @@ class Speech:
             self._reader.take(SpecialSegment(name=name))
         else:
             self._text(self._characters.push([token]))
-        if self.generation.finish_reason is not None:
+        if self.finish_reason is not None:
             self._finish()
 
     def visible(self) -> str:
@@ -57,13 +70,13 @@ class Speech:
         return self._grounded
 
     def _text(self, text: str) -> None:
-        stops = self.generation.sampling.stop
+        stops = self.sampling.stop
         self._held += text
         found = [at for at in (self._held.find(stop) for stop in stops) if at >= 0]
         if found:
             self._say(self._held[: min(found)])
             self._held = ""
-            self.generation.finish_reason = "stop"
+            self.finish_reason = "stop"
             return
         keep = max((_overlap(self._held, stop) for stop in stops), default=0)
         self._say(self._held[: len(self._held) - keep])

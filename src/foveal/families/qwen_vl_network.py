@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -48,6 +48,11 @@ class StretchedRotation(Rotation):
         return turned if self.scale is None else turned * self.scale
 
 
+def stretch_limits(config: "StretchedConfig") -> list[int]:
+    """Lengths of prompts, each of which has to be passed for the next larger alpha."""
+    return [config.trained << n for n in range(32) if config.trained << n < config.context] if config.ntk else []
+
+
 def stretched_rotation(config: "StretchedConfig", positions: Int[Tensor, "2 T"]) -> StretchedRotation:
     """The rotation of tokens at places `positions[0]` in sequences whose prompts have `positions[1]` tokens.
 
@@ -58,7 +63,7 @@ def stretched_rotation(config: "StretchedConfig", positions: Int[Tensor, "2 T"])
     """
     places, prompts = positions
     size, trained, device = 2 * config.section[0], config.trained, positions.device
-    limits = [trained << n for n in range(32) if trained << n < config.context] if config.ntk else []
+    limits = stretch_limits(config)
     alphas = [1, *(2 ** (n + 2) - 1 for n in range(len(limits)))]
     tables = [frequencies(size, config.theta * alpha ** (size / (size - 2)), device) for alpha in alphas]
     level = (prompts[:, None] > torch.tensor(limits, device=device)).sum(-1)
@@ -145,3 +150,9 @@ class QwenVL(VLM):
         """Place and prompt length of the next token of some sequences, which have `lengths` tokens by now."""
         places = np.asarray(lengths, np.int64) + batch.deltas[list(sequences)]
         return np.stack((places, batch.positions[1, batch.starts[list(sequences)]]))
+
+    def marks(self, positions: Int64[np.ndarray, "A T"]) -> Int64[np.ndarray, "A T"]:
+        """Places, and which alpha the keys turn with; prompts of other lengths with the same alpha leave the same."""
+        places, prompts = positions
+        limits = np.array(stretch_limits(cast("StretchedConfig", self.language.config)), dtype=np.int64)
+        return np.stack((places, (prompts[:, None] > limits).sum(-1)))

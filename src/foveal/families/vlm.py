@@ -64,6 +64,13 @@ class VLM(nn.Module):
         """Positions of the next token of some sequences of `batch`, which have `lengths` tokens by now."""
         return np.tile(batch.deltas[list(sequences)] + np.asarray(lengths, np.int64), (len(batch.positions), 1))
 
+    def marks(self, positions: Int64[np.ndarray, "A T"]) -> Int64[np.ndarray, "A T"]:
+        """What the keys and values of tokens depend on beside the tokens up to them: here their positions.
+
+        Two sequences that begin with the same tokens, media and marks leave the same there.
+        """
+        return positions
+
     def step(
         self, batch: Packed, sequences: Sequence[int], tokens: Sequence[int], cache: Cache
     ) -> Float[Tensor, "B V"]:

@@ -1,49 +1,108 @@
 """Keys and values that a decoder has already computed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from foveal.core.shapes import Float
 
+Piece = list[tuple[Tensor, ...]]
+"""What some tokens left in every layer: each tensor [G, n, K], heads first."""
+
+
+class Store:
+    """What the tokens of one sequence have left in every layer (keys and values, or whatever attention keeps).
+
+    Each tensor is contiguous and heads first, so that attention reads it as it lies. `length` counts the tokens held.
+    Memory grows to `capacity` tokens when a write passes what is there, layer by layer; a write that passes
+    `capacity` too doubles it.
+    """
+
+    def __init__(self, depth: int, *, capacity: int = 64) -> None:
+        self.length = 0
+        self.capacity = capacity
+        self._layers: list[tuple[Tensor, ...]] = [()] * depth
+
+    def write(self, layer: int, *new: Float[Tensor, "T G _"]) -> tuple[Float[Tensor, "G S _"], ...]:
+        """Adds what T new tokens leave behind the `length` that are there; returns each for all tokens, heads first."""
+        start, stop = self.length, self.length + len(new[0])
+        tensors = self._room(layer, stop, [(n.shape[1], n.shape[2], n.dtype, n.device) for n in new])
+        for tensor, values in zip(tensors, new, strict=True):
+            tensor[:, start:stop] = values.transpose(0, 1)
+        return tuple(tensor[:, :stop] for tensor in tensors)
+
+    def piece(self, start: int, stop: int) -> Piece:
+        """A copy of what tokens `start` to `stop` left."""
+        return [tuple(t[:, start:stop].contiguous() for t in tensors) for tensors in self._layers]
+
+    def append(self, pieces: Sequence[Piece]) -> None:
+        """Adds copies of `pieces`, in order, to every layer, and counts their tokens."""
+        for piece in pieces:
+            stop = self.length + piece[0][0].shape[1]
+            for layer, values in enumerate(piece):
+                tensors = self._room(layer, stop, [(v.shape[0], v.shape[2], v.dtype, v.device) for v in values])
+                for tensor, value in zip(tensors, values, strict=True):
+                    tensor[:, self.length : stop] = value
+            self.length = stop
+
+    def view(self, start: int, stop: int) -> Piece:
+        """As `piece`, without copying: valid until the next write."""
+        return [tuple(t[:, start:stop] for t in tensors) for tensors in self._layers]
+
+    @property
+    def bytes(self) -> int:
+        """Memory in use."""
+        return sum(t.numel() * t.element_size() for tensors in self._layers for t in tensors)
+
+    def _room(
+        self, layer: int, stop: int, kinds: Sequence[tuple[int, int, torch.dtype, torch.device]]
+    ) -> tuple[Tensor, ...]:
+        tensors = self._layers[layer]
+        if tensors and tensors[0].shape[1] >= stop:
+            return tensors
+        if stop > self.capacity:
+            self.capacity = max(stop, 2 * self.length)
+        made = tuple(torch.empty(g, self.capacity, k, dtype=dtype, device=device) for g, k, dtype, device in kinds)
+        for large, small in zip(made, tensors, strict=False):
+            large[:, : self.length] = small[:, : self.length]
+        self._layers[layer] = made
+        return made
+
 
 class Cache:
-    """Keys and values of B sequences in every layer. Each sequence has its own memory: nothing is padded.
+    """The stores of B sequences that a decoder runs together. Nothing is padded.
 
-    Memory doubles when it is full. `lengths` counts the tokens held for each sequence; a decoder
-    writes all its layers and then calls `advance` once.
+    A decoder writes all its layers and then calls `advance` once.
     """
 
     def __init__(self, sequences: int, *, depth: int, capacity: int = 64) -> None:
-        self.lengths = [0] * sequences
-        self.capacity = capacity
-        self._layers: list[list[tuple[Tensor, ...] | None]] = [[None] * sequences for _ in range(depth)]
+        self.stores = [Store(depth, capacity=capacity) for _ in range(sequences)]
+
+    @classmethod
+    def of(cls, stores: Iterable[Store]) -> "Cache":
+        """A cache over stores that belong to somebody else."""
+        made = cls(0, depth=0)
+        made.stores = list(stores)
+        return made
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens held for each sequence."""
+        return [store.length for store in self.stores]
 
     def write(self, layer: int, sequence: int, *new: Float[Tensor, "T G _"]) -> tuple[Float[Tensor, "G S _"], ...]:
-        """Adds what T new tokens leave (keys and values; any number of tensors, of any head size).
+        """Adds what T new tokens of a sequence leave (keys and values; any number of tensors, of any head size).
 
         Returns each for all tokens of the sequence, heads first.
         """
-        start = self.lengths[sequence]
-        stop = start + len(new[0])
-        stores = self._layers[layer][sequence]
-        if stores is None or stores[0].shape[1] < stop:
-            room = max(self.capacity, stop, 2 * start)
-            grown = tuple(torch.empty(n.shape[1], room, n.shape[2], dtype=n.dtype, device=n.device) for n in new)
-            if stores is not None:
-                for large, small in zip(grown, stores, strict=True):
-                    large[:, :start] = small[:, :start]
-            self._layers[layer][sequence] = stores = grown
-        for store, values in zip(stores, new, strict=True):
-            store[:, start:stop] = values.transpose(0, 1)
-        return tuple(store[:, :stop] for store in stores)
+        return self.stores[sequence].write(layer, *new)
 
     def advance(self, lengths: Sequence[int]) -> None:
         """Counts the tokens that every layer has just written, one number a sequence."""
-        self.lengths = [held + new for held, new in zip(self.lengths, lengths, strict=True)]
+        for store, new in zip(self.stores, lengths, strict=True):
+            store.length += new
 
     def keep_only(self, sequences: Sequence[int]) -> None:
         """Drops all sequences but these, in this order."""
-        self.lengths = [self.lengths[i] for i in sequences]
-        self._layers = [[layer[i] for i in sequences] for layer in self._layers]
+        self.stores = [self.stores[i] for i in sequences]

@@ -15,7 +15,7 @@ import numpy as np
 from foveal.core.box import Box
 from foveal.core.errors import BudgetError, InputError
 from foveal.core.media import MediaBudget
-from foveal.core.packed import Medium, Packed, join
+from foveal.core.packed import LEFT_OUT, Medium, Packed, join
 from foveal.processing.chat import ChatFormat, FamilyChat
 from foveal.processing.grounding import AnswerReader, BoxStyle, Grounded, parse
 from foveal.processing.intake import Knobs, Opened, VideoShape, Vision
@@ -30,9 +30,6 @@ from foveal.processing.tokens import Tokenizer
 
 PROCESS_OPTIONS = ("generate", "min_pixels", "max_pixels", "fps", "nframes", "max_frames", "resize")
 """Options of `Processor.process` that a question may carry beside those of sampling."""
-
-LEFT_OUT = "media_left_out"
-"""Name in `Packed.extra` of the number of media that each conversation has before its first one in the pack."""
 
 _VISION_PADS = ("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 

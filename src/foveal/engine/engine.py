@@ -1,0 +1,381 @@
+"""The engine: many requests at once, one step at a time."""
+
+import hashlib
+import itertools
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveal.core.errors import ContextError, FovealError, InputError
+from foveal.core.packed import Packed
+from foveal.engine.blocks import BlockPool
+from foveal.engine.options import EngineOptions
+from foveal.engine.prefix import chain, content_key
+from foveal.engine.request import Constraint, Event, Generation, Sampling
+from foveal.engine.runner import Runner
+from foveal.engine.sampling import Choice, best, is_plain, not_finite, pick
+from foveal.engine.scheduler import Scheduler
+from foveal.engine.speculate import Lookup
+from foveal.engine.task import Slice, Task
+from foveal.engine.vision_cache import VisionCache
+from foveal.language.cache import Store
+
+if TYPE_CHECKING:
+    from foveal.engine.model import Model
+
+log = logging.getLogger(__name__)
+
+LEAST_CACHE_BYTES = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStats:
+    """What an engine does and holds.
+
+    Attributes:
+        running, waiting: answers.
+        blocks_in_use, blocks_cached, blocks_free: blocks of running answers, of finished ones, and the rest.
+        block_tokens: tokens in a block.
+        cache_bytes: memory of keys and values, both kinds.
+        vision_hits, vision_misses: media whose visual tokens were known, and those that passed the tower.
+        vision_bytes: visual tokens that are kept.
+        prefix_tokens: tokens that did not have to be computed because an earlier sequence began alike.
+        preemptions: how often an answer had to wait again.
+        prompt_tokens, answer_tokens: computed and said so far.
+        guessed, guessed_right: tokens of speculation, and those that were kept.
+    """
+
+    running: int
+    waiting: int
+    blocks_in_use: int
+    blocks_cached: int
+    blocks_free: int
+    block_tokens: int
+    cache_bytes: int
+    vision_hits: int
+    vision_misses: int
+    vision_bytes: int
+    prefix_tokens: int
+    preemptions: int
+    prompt_tokens: int
+    answer_tokens: int
+    guessed: int
+    guessed_right: int
+
+
+class Engine:
+    """Answers requests to one model, as many at once as its options allow. Not for several threads at once.
+
+    `add` takes a request, `step` computes a part of all that are running and says what is new, `abort` ends one.
+    """
+
+    def __init__(self, model: "Model", options: EngineOptions = EngineOptions()) -> None:  # noqa: B008 (frozen)
+        self.model, self.options = model, options
+        config = model.network.language.config
+        token_bytes = config.cache_values * model.network.dtype.itemsize
+        context = model.family.context(model.config)
+        size = options.block_tokens * token_bytes
+        if options.cache_bytes is None:
+            total = max(LEAST_CACHE_BYTES // size, -(-context // options.block_tokens))
+        else:
+            total = options.cache_bytes // size
+        if total < 1:
+            raise InputError(
+                f"cache_bytes is {options.cache_bytes}, but one block of {options.block_tokens} tokens takes {size} "
+                "bytes; raise it."
+            )
+        self._pool = BlockPool(total, options.block_tokens)
+        self._vision = VisionCache(options.vision_cache_bytes)
+        self._scheduler = Scheduler(options, self._pool, self._vision, depth=config.depth)
+        self._runner = Runner(model.network, self._vision)
+        self._context = context
+        self._banned = torch.tensor(sorted(model.processor.banned_ids), dtype=torch.long)
+        self._arrivals = itertools.count()
+        self._ids: set[str] = set()
+        self._prompt_tokens = self._answer_tokens = self._guessed = self._guessed_right = 0
+
+    def settle(self, packed: Packed, sampling: Sampling) -> Sampling:
+        """`sampling` with the length and the seed that an answer to `packed` will have.
+
+        Where `max_tokens` is None an answer ends after the model's default length, or at the end of the context.
+
+        Raises:
+            ContextError: prompt and answer cannot fit into the model's context or the engine's cache.
+        """
+        if len(packed) != 1:
+            raise InputError(f"a request is one sequence; this pack has {len(packed)}.")
+        length, wanted = len(packed.tokens), sampling.max_tokens
+        room = self._context - length
+        if room < 1 or (wanted or 0) > room:
+            raise ContextError(
+                f"a prompt of {length} tokens and an answer of {wanted or 1} pass the context of "
+                f"{self._context}; shorten the prompt, lower max_pixels or frames, or lower max_tokens."
+            )
+        if wanted is None:
+            held = self._pool.total * self._pool.block_tokens - length
+            wanted = max(1, min(self.model.answer_tokens, room, held))
+        self._scheduler.check(length + wanted, 0)
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        return replace(sampling, max_tokens=wanted, seed=seed)
+
+    def add(
+        self,
+        packed: Packed,
+        sampling: Sampling,
+        *,
+        id: str | None = None,
+        n: int = 1,
+        constraint: Constraint | Sequence[Constraint] | None = None,
+        chunk: int | None = None,
+    ) -> str:
+        """Takes a request; nothing is computed yet.
+
+        Args:
+            packed: one sequence, from `Model.process`.
+            sampling: how its answers are sampled.
+            id: what to call it; made up if not given.
+            n: answers to give. They share the prompt's computation; answer i is sampled with the seed plus i.
+            constraint: what may be said; for n answers a list of n.
+            chunk: most prompt tokens of it to compute in a step.
+
+        Returns:
+            Its id, for `abort` and in events.
+
+        Raises:
+            ContextError: prompt and answer cannot fit; InputError: an argument is wrong; EngineFull: too many wait.
+        """
+        id = secrets.token_hex(8) if id is None else id
+        if id in self._ids:
+            raise InputError(f"request {id!r} is already here; take another id.")
+        if type(n) is not int or not 1 <= n <= self.options.max_requests:
+            raise InputError(f"n is {n!r}; expected 1 to {self.options.max_requests}, the engine's max_requests.")
+        if chunk is not None and (type(chunk) is not int or chunk < 1):
+            raise InputError(f"chunk={chunk!r} needs to be a whole number of at least 1.")
+        constraints = [constraint] if constraint is None or isinstance(constraint, Constraint) else [*constraint]
+        if len(constraints) not in (n, 1) or (n > 1 and constraints != [None] and len(constraints) != n):
+            raise InputError(f"{len(constraints)} constraints for {n} answers; each answer needs one of its own.")
+        settled = self.settle(packed, sampling)
+        patches = _rows_of_media(packed)
+        self._scheduler.check(len(packed.tokens) + cast(int, settled.max_tokens), n)
+        weights = self._weights()
+        contents = [content_key(packed, medium, rows, weights) for medium, rows in enumerate(patches)]
+        keys: list[bytes] = []
+        if self.options.prefix_cache:
+            marks = self.model.network.marks(packed.positions)
+            size = self.options.block_tokens
+            keys = chain(weights, packed.tokens, marks, size, runs=packed.runs, contents=contents)
+        arrival = next(self._arrivals)
+        first, *mates = (
+            Task(
+                id=id,
+                index=index,
+                arrival=arrival,
+                packed=packed,
+                generation=Generation(
+                    sampling=replace(settled, seed=cast(int, settled.seed) + index),
+                    prompt=packed.tokens.tolist(),
+                    max_tokens=cast(int, settled.max_tokens),
+                ),
+                patches=patches,
+                contents=contents,
+                keys=[*keys],
+                constraint=constraints[index if len(constraints) > 1 else 0],
+                chunk=chunk,
+                lookup=Lookup(self.model.processor.banned_ids) if self.options.speculate else None,
+            )
+            for index in range(n)
+        )
+        first.mates = mates
+        self._ids.add(id)
+        self._scheduler.add(first)
+        return id
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Computes the next part of all running requests; returns what is new, or nothing when there is no request."""
+        slices = self._scheduler.schedule()
+        if not slices:
+            return []
+        failed = self._runner.see(slices)
+        events = [event for task, error in failed.items() for event in self._fail(task, error)]
+        slices = [piece for piece in slices if piece.task not in failed]
+        if not slices:
+            return events
+        scores = self._runner.run(slices)
+        for piece in slices:
+            self._prompt_tokens += max(0, min(piece.stop, piece.task.prompt_tokens) - piece.start)
+            self._scheduler.computed(piece.task)
+            piece.task.forget_media()
+        return events + self._say(slices, scores)
+
+    @torch.inference_mode()
+    def abort(self, id: str) -> None:
+        """Ends a request: no further step works for it. Unknown ids are ignored."""
+        self._ids.discard(id)
+        for task in [t for t in (*self._scheduler.running, *self._scheduler.waiting) if t.id == id]:
+            self._leave(task)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._scheduler.running or self._scheduler.waiting)
+
+    def stats(self) -> EngineStats:
+        """What the engine does and holds now."""
+        scheduler, pool, vision = self._scheduler, self._pool, self._vision
+        stores = [task.store.bytes for task in scheduler.running if task.store is not None]
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=sum(1 + len(task.mates) for task in scheduler.waiting),
+            blocks_in_use=pool.working,
+            blocks_cached=pool.kept,
+            blocks_free=pool.free,
+            block_tokens=pool.block_tokens,
+            cache_bytes=sum(stores) + pool.kept_bytes,
+            vision_hits=vision.hits,
+            vision_misses=vision.misses,
+            vision_bytes=vision.bytes,
+            prefix_tokens=scheduler.prefix_tokens,
+            preemptions=scheduler.preemptions,
+            prompt_tokens=self._prompt_tokens,
+            answer_tokens=self._answer_tokens,
+            guessed=self._guessed,
+            guessed_right=self._guessed_right,
+        )
+
+    def _say(self, slices: Sequence[Slice], scores: Tensor) -> list[Event]:
+        """Chooses the next tokens behind the scored ones."""
+        pieces = [piece for piece in slices if piece.scored]
+        plain = [p.task.constraint is None and is_plain(p.task.generation.sampling) for p in pieces]
+        greedy = best(scores, self._banned) if any(plain) else []
+        rows = scores if all(plain) else scores.float().cpu()
+        events: list[Event] = []
+        first = 0
+        for piece, is_greedy in zip(pieces, plain, strict=True):
+            last = first + piece.scored
+            own, tokens = rows[first:last], greedy[first:last] if is_greedy else None
+            first = last
+            events += self._fork(piece.task, own, tokens)
+            events += self._continue(piece, own, tokens)
+        return events
+
+    def _continue(self, piece: Slice, rows: Tensor, tokens: Sequence[int | None] | None) -> list[Event]:
+        """The tokens of one answer: the one that follows, and as many more as were guessed right."""
+        task, events = piece.task, []
+        for number, row in enumerate(rows):
+            event = self._next(task, row, tokens[number] if tokens is not None else None, greedy=tokens is not None)
+            events.append(event)
+            if event.finish_reason is not None:
+                break
+            if number < len(piece.guess) and piece.guess[number] != event.token:
+                break
+        self._guessed += len(piece.guess)
+        self._guessed_right += len(events) - 1
+        if task.store is not None:
+            task.store.length = min(task.store.length, len(task.tokens) - 1)
+        if events[-1].finish_reason is not None:
+            self._finish(task)
+        return events
+
+    def _next(self, task: Task, row: Tensor, token: int | None, *, greedy: bool) -> Event:
+        """One more token of an answer, which may be known already when it is simply the best one."""
+        try:
+            if not greedy:
+                allowed = None if task.constraint is None else np.asarray(task.constraint.mask(), dtype=bool)
+                choice = pick(row.clone(), task.generation, self._banned, allowed)
+            elif token is None:
+                raise not_finite()
+            else:
+                choice = Choice(token=token)
+            task.say(choice.token, self.model.stop_ids)
+            if task.constraint is not None and task.generation.finish_reason != "stop":
+                task.constraint.accept(choice.token)
+                if task.constraint.done:
+                    task.generation.finish_reason = "stop"
+        except Exception as error:
+            if not isinstance(error, FovealError):
+                log.exception("request %s fails", task.id)
+            return Event(id=task.id, index=task.index, token=-1, finish_reason="error", error=str(error))
+        self._answer_tokens += 1
+        return Event(
+            id=task.id,
+            index=task.index,
+            token=choice.token,
+            logprob=choice.logprob,
+            top=choice.top,
+            finish_reason=task.generation.finish_reason,
+            cached_tokens=task.cached_tokens,
+        )
+
+    def _fork(self, task: Task, rows: Tensor, tokens: Sequence[int | None] | None) -> list[Event]:
+        """The other answers of a request go their own ways from the end of the prompt that was computed for all."""
+        events: list[Event] = []
+        mates, task.mates = task.mates, []
+        for mate in mates:
+            blocks = self._pool.blocks(min(mate.prompt_tokens + 1, mate.most_tokens))
+            places = len(self._scheduler.running) < self.options.max_requests
+            if not places or not self._pool.reserve(blocks):
+                self._scheduler.add(mate)
+                continue
+            store = Store(self._scheduler.depth, capacity=blocks * self._pool.block_tokens)
+            store.append([cast(Store, task.store).view(0, mate.prompt_tokens)])
+            self._scheduler.start(mate, store, blocks)
+            mate.cached_tokens = mate.prompt_tokens
+            self._scheduler.computed(mate)
+            events += self._continue(Slice(task=mate, start=mate.computed, stop=mate.computed), rows[:1], tokens)
+        return events
+
+    def _finish(self, task: Task) -> None:
+        """An answer has ended. What it left can be found again by a prompt that goes on from it."""
+        if self.options.prefix_cache and task.store is not None:
+            known, size = len(task.keys), self.options.block_tokens
+            start = known * size
+            whole = task.computed // size * size
+            if task.generation.finish_reason is not None and whole > start:
+                tokens = np.array(task.tokens[start:whole], dtype=np.int64)
+                marks = self.model.network.marks(self._runner.places(task, start, whole))
+                before = task.keys[-1] if task.keys else self._weights()
+                runs, contents = task.runs, task.contents
+                keys = chain(before, tokens, marks, size, start=start, runs=runs, contents=contents)
+                self._scheduler.computed(task, keys)
+        self._leave(task)
+
+    def _fail(self, task: Task, error: Exception) -> list[Event]:
+        """Ends a request's answers by an error."""
+        tasks = [task, *task.mates]
+        self._leave(task)
+        return [Event(id=t.id, index=t.index, token=-1, finish_reason="error", error=str(error)) for t in tasks]
+
+    def _leave(self, task: Task) -> None:
+        self._scheduler.drop(task)
+        if not any(t.id == task.id for t in (*self._scheduler.running, *self._scheduler.waiting)):
+            self._ids.discard(task.id)
+
+    def _weights(self) -> bytes:
+        """256 bits that change whenever a weight is replaced or written to, an adapter's too."""
+        found = hashlib.sha256(f"{self.model.network.training}".encode())
+        for tensor in itertools.chain(self.model.network.parameters(), self.model.network.buffers()):
+            version = 0 if tensor.is_inference() else tensor._version
+            found.update(f"{tensor.data_ptr()} {version} {tensor.dtype} ".encode())
+        return found.digest()
+
+
+def _rows_of_media(packed: Packed) -> list[slice]:
+    """Which patches belong to each medium; raises `InputError` for a pack that does not fit together."""
+    counts = packed.grids.prod(axis=1).tolist()
+    bounds = list(itertools.accumulate(counts, initial=0))
+    lengths = [0] * len(packed.media)
+    for run in packed.runs:
+        lengths[run.medium] += run.length
+    if bounds[-1] != len(packed.patches) or lengths != [medium.tokens for medium in packed.media]:
+        raise InputError(
+            f"the prompt has {sum(lengths)} places for visual tokens but the media give "
+            f"{sum(medium.tokens for medium in packed.media)}; process prompt and media together."
+        )
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
