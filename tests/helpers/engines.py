@@ -53,9 +53,11 @@ def drive(
     *,
     tokens: int,
     aborts: Mapping[int, Sequence[str]] | None = None,
+    preempt: Sequence[int] = (),
     **options: Any,
 ) -> dict[str, list[int]]:
-    """Runs requests that come before given steps; `aborts` names those that end before a step. The answers by name."""
+    """Runs requests that come before given steps; `aborts` names those that end before a step, and before each
+    of `preempt` the latest answer has to give way. The answers by name."""
     said: dict[str, list[int]] = {}
     coming = sorted(arrivals)
     gone: set[str] = set()
@@ -69,6 +71,8 @@ def drive(
         for name in (aborts or {}).get(number, ()):
             engine.abort(name)
             gone.add(name)
+        if number in preempt and engine._scheduler.running:
+            engine._scheduler.preempt(engine._scheduler.running[-1])
         for event in engine.step():
             assert event.id not in gone, "an aborted request goes on"
             assert event.finish_reason != "error", event.error

@@ -102,19 +102,23 @@ class BlockPool:
             self._hold(block, store)
 
     def leave(self, store: Store, keys: Sequence[bytes]) -> None:
-        """The store goes. Blocks that only it held become pieces while there is free room; call `release` before."""
-        for key in reversed(keys):
+        """The store ends. Blocks that only it held become pieces while there is free room; call `release` before."""
+        orphans: list[Block] = []
+        for key in reversed(keys):  # the beginning last, because nothing behind it is found without it
             block = self._blocks[key]
             block.holders.remove(store)
             if block.holders:
                 continue
             if block.piece is not None:
                 self._idle[key] = self._doubled.pop(key)
-            elif self.free > 0:
-                block.piece = store.piece(block.start, block.start + self.block_tokens)
-                self._idle[key] = block
+            elif self.free > len(orphans):
+                orphans.append(block)
             else:
                 del self._blocks[key]
+        pieces = store.cut([block.start for block in orphans], self.block_tokens)
+        for block, piece in zip(orphans, pieces, strict=True):
+            block.piece = piece
+            self._idle[block.key] = block
 
     def clear(self) -> None:
         """Forgets all pieces."""

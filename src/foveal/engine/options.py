@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from foveal.core.errors import InputError
+from foveal.language.config import BLOCK_TOKENS
 
 MIB = 2**20
 
@@ -30,7 +31,7 @@ class EngineOptions:
     max_waiting: int | None = None
     step_tokens: int = 2048
     cache_bytes: int | None = None
-    block_tokens: int = 32
+    block_tokens: int = BLOCK_TOKENS
     prefix_cache: bool = True
     vision_cache_bytes: int = 256 * MIB
     vision_tokens: int = 16384

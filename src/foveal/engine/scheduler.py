@@ -73,7 +73,7 @@ class Scheduler:
             return 0
         guess: list[int] = []
         if task.lookup is not None and stop == len(task.tokens):
-            most = min(self.options.speculate, task.most_tokens - stop - 1, left - (stop - start))
+            most = min(self.options.speculate, task.most_tokens - stop, left - (stop - start))
             guess = task.lookup.guess(task.tokens, most) if most > 0 else []
         if not self._grow(task, stop + len(guess)):
             return 0

@@ -73,8 +73,8 @@ class Task:
 
     @property
     def most_tokens(self) -> int:
-        """Tokens that it can get to."""
-        return self.prompt_tokens + self.generation.max_tokens
+        """Tokens that may have to be computed; the last one of an answer never has."""
+        return self.prompt_tokens + self.generation.max_tokens - 1
 
     def needs(self, start: int, stop: int) -> list[int]:
         """Media of which tokens `start` to `stop` show something, in order."""

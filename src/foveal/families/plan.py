@@ -14,14 +14,12 @@ from foveal.core.errors import ConfigError, InputError, neighbours
 from foveal.core.packed import Medium
 from foveal.families.base import Family
 from foveal.families.describe import family_of
+from foveal.language.config import BLOCK_TOKENS
 from foveal.processing.intake import Knobs, VideoShape
 from foveal.processing.processor import Processing
 
 ITEM_BYTES = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2}
 """Bytes of one weight by the name of its type."""
-
-SPARE_TOKENS = 64
-"""Room of the engine's cache beyond the prompt; when an answer fills it, the room doubles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +148,7 @@ class Planner:
             patches_bytes=pixels,
             cache_bytes=token * room,
             prefill_bytes=work,
-            peak_bytes=weights + pixels + max(token * (prompt + SPARE_TOKENS) + work, token * room),
+            peak_bytes=weights + pixels + max(token * cache_room(prompt, 2) + work, token * room),
         )
 
     def fit(self, request: Request, *, memory_bytes: int | None = None) -> tuple[int, Plan] | None:
@@ -185,11 +183,9 @@ class Planner:
 
 
 def cache_room(prompt_tokens: int, answer_tokens: int) -> int:
-    """Tokens for which the engine's cache has room once the answer has ended."""
-    room = prompt_tokens + SPARE_TOKENS
-    while room < prompt_tokens + answer_tokens:
-        room *= 2
-    return room
+    """Tokens for which the engine's cache has room once the answer has ended, whose last token is never read."""
+    held = prompt_tokens + max(answer_tokens, 1) - 1
+    return -(-held // BLOCK_TOKENS) * BLOCK_TOKENS
 
 
 def stated_dtype(published: Mapping[str, Any]) -> str:

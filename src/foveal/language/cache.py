@@ -32,9 +32,18 @@ class Store:
             tensor[:, start:stop] = values.transpose(0, 1)
         return tuple(tensor[:, :stop] for tensor in tensors)
 
-    def piece(self, start: int, stop: int) -> Piece:
-        """A copy of what tokens `start` to `stop` left."""
-        return [tuple(t[:, start:stop].contiguous() for t in tensors) for tensors in self._layers]
+    def cut(self, starts: Sequence[int], size: int) -> list[Piece]:
+        """Copies of what `size` tokens from each of `starts` on left. The store is empty then.
+
+        It goes layer by layer, so that never more than one layer is in memory twice.
+        """
+        pieces: list[Piece] = [[] for _ in starts]
+        for layer, tensors in enumerate(self._layers):
+            self._layers[layer] = ()
+            for piece, start in zip(pieces, starts, strict=True):
+                piece.append(tuple(t[:, start : start + size].clone() for t in tensors))
+        self.length = 0
+        return pieces
 
     def append(self, pieces: Sequence[Piece]) -> None:
         """Adds copies of `pieces`, in order, to every layer, and counts their tokens."""
@@ -47,7 +56,7 @@ class Store:
             self.length = stop
 
     def view(self, start: int, stop: int) -> Piece:
-        """As `piece`, without copying: valid until the next write."""
+        """What tokens `start` to `stop` left, without copying: valid until the next write."""
         return [tuple(t[:, start:stop] for t in tensors) for tensors in self._layers]
 
     @property

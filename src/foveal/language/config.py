@@ -5,6 +5,9 @@ from typing import Protocol, runtime_checkable
 
 from foveal.core.errors import ConfigError
 
+BLOCK_TOKENS = 32
+"""Memory for keys and values is taken and counted in blocks of so many tokens, unless an engine is told otherwise."""
+
 
 @runtime_checkable
 class DecoderSizes(Protocol):
