@@ -90,6 +90,7 @@ def test_augmentation_is_set_and_shown(recipe, capsys):
         ("train.rat=1", "unknown key 'rat'; did you mean 'rate'"),
         ("ones.steps=1", "no stage 'ones'; did you mean 'one'"),
         ("stps=1", "--set stps: unknown; did you mean 'steps'"),
+        ("sise=full", "--set sise: unknown; did you mean 'size'"),
         ("foldr=x", "--set foldr: unknown; did you mean 'folder'"),
         ("one.steps=many", "one.steps: got 'many' (str), expected int"),
         ("steps=many", "run.steps: got 'many' (str), expected int"),

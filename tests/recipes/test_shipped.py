@@ -148,6 +148,8 @@ def test_sizes_of_pictures_and_decay_of_qwen_vl() -> None:
 
 
 def test_missing_data_and_models_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--set sise: unknown; did you mean .size"):
+        load_recipe(ROOT / "qwen_vl/1_align.py", ("sise=tiny",))
     with pytest.raises(ConfigError, match="--set data=FOLDER"):
         load_recipe(ROOT / "qwen_vl/1_align.py", ("model=x",))
     with pytest.raises(ConfigError, match="has no set 'caption'"):

@@ -20,7 +20,7 @@ from typing import Any
 
 from foveal.core.config import from_mapping
 from foveal.core.errors import ConfigError, neighbours
-from foveal.train.run import Origin, Run
+from foveal.train.run import SETTINGS, Origin, Run
 from foveal.train.stage import Stage
 
 
@@ -44,6 +44,12 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Run:
             own[name] = _value(text, hints.get(name))
         else:
             others[name] = _value(text)
+    known = [*arguments, *SETTINGS]
+    names = [*(f.name for f in dataclasses.fields(Stage)), "rate"]
+    for name in others:  # before the recipe itself complains of what a misspelt setting left out
+        if "." not in name and name not in known:
+            dotted = [f"train.{field}" for field in names]
+            raise ConfigError(f"--set {name}: unknown; {neighbours(name, [*known, *dotted])}")
     fields = [
         (n, hints.get(n, object), dataclasses.field(default=None if p.default is p.empty else p.default))
         for n, p in arguments.items()
@@ -52,12 +58,6 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Run:
     made = make(**{name: getattr(checked, name) for name in own})
     if not isinstance(made, Run):
         raise ConfigError(f"{path}: run() gave a {type(made).__name__}; it must return a foveal.train.run.Run.")
-    known = [*arguments, "folder", "workers", "model", "device", "parallel", "log_samples"]
-    for name in others:
-        if "." not in name and name not in known:
-            names = [f.name for f in dataclasses.fields(Stage)] + ["rate"]
-            dotted = [f"{first}.{name}" for first in ("train", *(s.name for s in made.stages)) for name in names]
-            raise ConfigError(f"--set {name}: unknown; {neighbours(name, [*known, *dotted])}")
     origin = Origin(recipe=str(path), settings=tuple(settings))
     return replace(made.changed(others), origin=origin)
 

@@ -113,7 +113,6 @@ class Run:
         Raises `ConfigError` for an unknown name.
         """
         names = ["train", *(stage.name for stage in self.stages)]
-        own = {f.name for f in fields(Run)} - {"stages", "origin", "adapt", "export", "evaluate"}
         new: dict[str, Any] = {}
         staged: dict[str, dict[str, Any]] = {name: {} for name in names}
         for key, value in values.items():
@@ -122,10 +121,10 @@ class Run:
                 staged[first][rest] = value
             elif dot:
                 raise ConfigError(f"the run has no stage {first!r}; {neighbours(first, names)}")
-            elif key in own:
+            elif key in SETTINGS:
                 new[key] = Path(value) if key == "folder" else value
             else:
-                raise ConfigError(f"the run has no setting {key!r}; {neighbours(key, [*own, *_dotted(names)])}")
+                raise ConfigError(f"the run has no setting {key!r}; {neighbours(key, [*SETTINGS, *_dotted(names)])}")
         stages = tuple(s.changed(_over(staged["train"], staged[s.name])) for s in self.stages)
         return replace(self, stages=stages, **new)
 
@@ -168,22 +167,35 @@ class Run:
         )
 
 
+SETTINGS = tuple(f.name for f in fields(Run) if f.name not in ("stages", "origin", "adapt", "export", "evaluate"))
+"""What a command line may set of a run."""
+
+
 def sized(loaded: Loaded, stage: Stage) -> Loaded:
     """The model at the picture size of a stage, where its family sees one size.
 
     Nothing in the network changes: towers resize their tables of positions to the picture (bicubic, as the release).
-    Raises `ConfigError` where the family cannot be set to a side.
+    Raises `ConfigError` where the family has no such size to set, and says what it has.
     """
-    side = None if stage.pixels is None else stage.pixels.side_px
+    if stage.pixels is None:
+        return loaded
+    side, processor, config = stage.pixels.side_px, loaded.processor, loaded.config
+    vision = processor.processing.vision
+    ranged = vision.pixel_range(images=True, videos=False) is not None
+    sides = isinstance(processor, Processor) and hasattr(config, "side_px") and hasattr(vision, "sized")
+    where = f"stage {stage.name}: {loaded.family.name}"
+    if stage.pixels.options and not ranged:
+        instead = "set side_px instead" if sides else "leave `pixels` out"
+        raise ConfigError(f"{where} sees all pictures at one size, so min_px and max_px mean nothing; {instead}.")
     if side is None:
         return loaded
-    processor, config = loaded.processor, loaded.config
-    vision = processor.processing.vision
-    if not isinstance(processor, Processor) or not hasattr(config, "side_px") or not hasattr(vision, "sized"):
-        raise ConfigError(
-            f"stage {stage.name}: {loaded.family.name} has no side of pictures to set; use min_px and max_px, or "
-            "leave `pixels` out."
+    if not sides:
+        instead = (
+            "sees pictures of any size; set min_px and max_px instead"
+            if ranged
+            else "learns from pictures at the size of its checkpoint; leave `pixels` out"
         )
+        raise ConfigError(f"{where} {instead} (side_px is {side}).")
     return replace(loaded, config=replace(config, side_px=side), processor=processor.changed(vision=vision.sized(side)))
 
 

@@ -31,7 +31,8 @@ class Pixels:
 
     Attributes:
         min_px, max_px: smallest and largest area, for families that see any size; None: as the checkpoint says.
-        side_px: side of the square, for families that see one size (tables of positions are resized on the way).
+        side_px: side of the square, for Qwen-VL (tables of positions are resized on the way). Other families that see
+            one size train at that of the checkpoint.
     """
 
     min_px: int | None = None
