@@ -180,23 +180,29 @@ def sized(loaded: Loaded, stage: Stage) -> Loaded:
     if stage.pixels is None:
         return loaded
     side, processor, config = stage.pixels.side_px, loaded.processor, loaded.config
-    vision = processor.processing.vision
+    vision: Any = processor.processing.vision
     ranged = vision.pixel_range(images=True, videos=False) is not None
-    sides = isinstance(processor, Processor) and hasattr(config, "side_px") and hasattr(vision, "sized")
+    sides = hasattr(config, "side_px") and hasattr(vision, "sized")
     where = f"stage {stage.name}: {loaded.family.name}"
+    if isinstance(processor, Processor) and sides:
+        if stage.pixels.options:
+            raise ConfigError(
+                f"{where} sees all pictures at one size, so min_px and max_px mean nothing; set side_px instead."
+            )
+        if side is None:
+            return loaded
+        resized = processor.changed(vision=vision.sized(side))
+        return replace(loaded, config=replace(config, side_px=side), processor=resized)
     if stage.pixels.options and not ranged:
-        instead = "set side_px instead" if sides else "leave `pixels` out"
-        raise ConfigError(f"{where} sees all pictures at one size, so min_px and max_px mean nothing; {instead}.")
-    if side is None:
-        return loaded
-    if not sides:
-        instead = (
-            "sees pictures of any size; set min_px and max_px instead"
-            if ranged
-            else "learns from pictures at the size of its checkpoint; leave `pixels` out"
+        raise ConfigError(
+            f"{where} sees all pictures at one size, so min_px and max_px mean nothing; leave `pixels` out."
         )
+    if side is not None:
+        instead = "learns from pictures at the size of its checkpoint; leave `pixels` out"
+        if ranged:
+            instead = "sees pictures of any size; set min_px and max_px instead"
         raise ConfigError(f"{where} {instead} (side_px is {side}).")
-    return replace(loaded, config=replace(config, side_px=side), processor=processor.changed(vision=vision.sized(side)))
+    return loaded
 
 
 def _over(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
