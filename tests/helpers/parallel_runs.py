@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,10 @@ def work(name: str, run: Run, rank: int, world: int, port: int, folder: Path) ->
         (folder / f"{name}-{rank}.error").write_text(str(error))
 
 
-def main(folder: Path) -> None:
+def together(folder: Path, every: Sequence[tuple[str, int, Run]]) -> None:
+    """Takes runs one after another."""
     context = multiprocessing.get_context("fork")
-    for name, world, run in runs(folder):
+    for name, world, run in every:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -123,4 +125,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    together(Path(sys.argv[1]), runs(Path(sys.argv[1])))

@@ -34,9 +34,11 @@ def attend_packed(
     computed as one batch. Products are multiplied by `scale`, or by K ** -0.5.
     """
     parts = []
-    for start, length, count in _equal_neighbours(starts):
-        stop = start + length * count
-        qs, ks, vs = (x[start:stop].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+    groups = list(_equal_neighbours(starts))
+    # Split and not sliced: the gradient of a slice is as large as the whole pack.
+    rows = [torch.split(x, [length * count for length, count in groups]) for x in (q, k, v)]
+    for (length, count), *own in zip(groups, *rows, strict=True):
+        qs, ks, vs = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in own)
         if q.requires_grad and q.device.type == "cpu" and length <= EXPLICIT_TOKENS:
             out = _explicit(qs, ks, vs, causal=causal, scale=scale)
         else:
@@ -102,13 +104,13 @@ def attend_cached(
     return torch.cat(parts)
 
 
-def _equal_neighbours(starts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Groups neighbouring sequences of one length: (first token, length, count); empty ones are left out."""
+def _equal_neighbours(starts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Groups neighbouring sequences of one length: (length, count); empty ones are left out."""
     index, last = 0, len(starts) - 1
     while index < last:
         length, count = starts[index + 1] - starts[index], 1
         while index + count < last and starts[index + count + 1] - starts[index + count] == length:
             count += 1
         if length:
-            yield starts[index], length, count
+            yield length, count
         index += count

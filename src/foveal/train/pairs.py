@@ -15,7 +15,7 @@ from foveal.data.sample import Sample
 from foveal.families.dual import DualEncoder
 from foveal.processing.pictures import PictureProcessor
 from foveal.train.losses.contrastive import contrastive_loss
-from foveal.train.losses.sigmoid import sigmoid_loss
+from foveal.train.losses.sigmoid import Exchange, sigmoid_loss
 from foveal.train.stage import Stage
 from foveal.train.task import Size
 
@@ -40,11 +40,13 @@ class Contrast:
     Attributes:
         kind: "softmax" (CLIP) or "sigmoid" (SigLIP).
         chunk: largest side of a block of logits; None: all pairs at once.
+        exchange: how texts travel between processes ("sigmoid" only, see `foveal.train.losses.sigmoid`).
         truncate: texts that are too long lose their end; otherwise they are unfit.
     """
 
     kind: Literal["softmax", "sigmoid"] = "softmax"
     chunk: int | None = None
+    exchange: Exchange = "bidir"
     truncate: bool = True
 
     @property
@@ -72,6 +74,7 @@ class Contrast:
         raise ConfigError(f"stage {stage.name}: a process has no pair; give every process at least one (batch).")
 
     def join(self, pieces: Sequence[Pairs]) -> Pairs:
+        pieces = sorted(pieces, key=lambda piece: len(piece.tokens))  # texts of one length are computed as one batch
         ends = np.cumsum([0, *(len(p.tokens) for p in pieces)])
         starts = [p.starts[1:] + end for p, end in zip(pieces, ends, strict=False)]
         return Pairs(
@@ -97,5 +100,6 @@ class Contrast:
         elif network.logit_bias is None:
             raise ConfigError("the sigmoid loss needs a learned offset, which this model lacks; use the softmax loss.")
         else:
-            mean = sigmoid_loss(images, texts, scale, network.logit_bias.float(), chunk=self.chunk)
+            bias = network.logit_bias.float()
+            mean = sigmoid_loss(images, texts, scale, bias, exchange=self.exchange, chunk=self.chunk)
         return ((mean * len(pack.grids), 1.0),)

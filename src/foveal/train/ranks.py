@@ -86,7 +86,7 @@ class Ranks:
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        if not self.joined:
+        if not self.joined or not parameters:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([g.float().reshape(-1) for g in gradients])

@@ -2,7 +2,8 @@
 
 Every layer of a decoder and every block of a tower is gathered when it computes and let go after it; what is left
 (embeddings, adapter, head) is one more such unit. A process holds rows `rank * c` to `(rank + 1) * c - 1` of every
-tensor, c = ceil(rows / processes).
+tensor, c = ceil(rows / processes). Single numbers (the scale and the offset of two towers) have no rows to share:
+every process holds them, and their gradients are added up as without shards.
 
 Checkpoints and exports are whole: tensors are gathered one after another by the first process, which writes the same
 files as a process alone. So a run goes on with another number of processes, sharded or not, and nothing is unpickled
@@ -21,7 +22,6 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from foveal.core.errors import ConfigError
-from foveal.families.dual import DualEncoder
 from foveal.families.load import Loaded
 from foveal.train.optim import MasterAdamW
 from foveal.train.ranks import Ranks
@@ -35,6 +35,7 @@ class ShardedRanks(Ranks):
         super().__init__(device)
         self.mesh: DeviceMesh = init_device_mesh(device.type, (self.world,))
         self.shapes: dict[str, torch.Size] = {}
+        self.numbers: list[nn.Parameter] = []
 
     @property
     def loads_on(self) -> str:
@@ -46,20 +47,27 @@ class ShardedRanks(Ranks):
         if dtype is not None:
             network.to(dtype)
         refuse(network)
-        self.shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+        rows = {name: parameter for name, parameter in network.named_parameters() if parameter.numel() > 1}
+        self.numbers = [parameter for parameter in network.parameters() if parameter.numel() == 1]
+        self.shapes = {name: parameter.shape for name, parameter in rows.items()}
+        for number in self.numbers:
+            number.data = number.data.to(self.device)
+        self.same([number.detach() for number in self.numbers])
         # Gradients are added up in float32, as without shards.
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
         for part in [*units(network), network]:
-            whole = fully_shard(part, mesh=self.mesh, mp_policy=policy)
+            whole = fully_shard(part, mesh=self.mesh, mp_policy=policy, ignored_params=set(self.numbers))
             # The loss is a sum over processes already. gloo has no mean, and nccl's scaled sum is not needed.
             whole.set_gradient_divide_factor(1.0)
             whole.set_force_sum_reduction_for_comms(True)
 
     def reduce(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Gradients are added up already when the backward pass ends; one that does not exist counts as zero."""
+        """Gradients of rows are added up already when the backward pass ends; what does not exist counts as zero."""
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        numbers = {id(number) for number in self.numbers}
+        super().reduce([parameter for parameter in parameters if id(parameter) in numbers])
 
     def optimizer(self, rows: Sequence[tuple[str, nn.Parameter, float]], **settings: Any) -> MasterAdamW:
         return ShardedAdamW(rows, **settings)
@@ -130,12 +138,22 @@ class ShardedAdamW(MasterAdamW):
 
     def clipped(self, clip: float) -> float:
         """See `MasterAdamW.clipped`; the norm is that of all processes' rows together."""
-        norms = [torch.linalg.vector_norm(m.grad, dtype=torch.float64) for m in self.masters if m.grad is not None]
-        total = torch.stack(norms).square().sum()
+        total = self._squares(sharded=True)
         distributed.all_reduce(total)
+        total += self._squares(sharded=False)
         norm = total.sqrt()
         torch.nn.utils.clip_grads_with_norm_(self.masters, clip, norm, foreach=True)
         return float(norm)
+
+    def _squares(self, *, sharded: bool) -> Tensor:
+        """The sum of squares of this process's gradients, of parameters in shards or of whole ones."""
+        squares = [
+            torch.linalg.vector_norm(master.grad, dtype=torch.float64).square()
+            for master, parameter in zip(self.masters, self.sharded, strict=True)
+            if master.grad is not None and isinstance(parameter, DTensor) == sharded
+        ]
+        zero = torch.zeros((), dtype=torch.float64, device=self.masters[0].device)
+        return torch.stack([zero, *squares]).sum()
 
     def restore(self, kept: dict[str, Tensor]) -> None:
         self._look()
@@ -166,10 +184,6 @@ def refuse(network: nn.Module) -> None:
     """Raises `ConfigError` for a network whose processes would wait for each other in vain."""
     if isinstance(network, FSDPModule):
         raise ConfigError("the network is in shards already; load it anew.")
-    if isinstance(network, DualEncoder):
-        raise ConfigError('parallel="fsdp": two towers whose pairs are compared are not shared. Use parallel="ddp".')
-    if scalars := [name for name, parameter in network.named_parameters() if not parameter.ndim]:
-        raise ConfigError(f'parallel="fsdp": {scalars[0]} is one number and has no rows to share. Use parallel="ddp".')
     if odd := [n for n, p in network.named_parameters() if not p.is_floating_point()]:
         raise ConfigError(f'parallel="fsdp": {odd[0]} is quantized and cannot be shared. Use parallel="ddp".')
 

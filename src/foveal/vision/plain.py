@@ -5,6 +5,7 @@ Pictures lie end to end as everywhere: patches row by row, picture after picture
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -81,15 +82,16 @@ class PlainTower(nn.Module):
         return x if self.norm_after is None else self.norm_after(x)
 
     def _placed(self, x: Float[Tensor, "P D"], grids: Int64[np.ndarray, "N 3"]) -> Float[Tensor, "P2 D"]:
-        """Adds positions, and sets class tokens before their pictures."""
-        parts, start = [], 0
+        """Adds positions, and sets class tokens before their pictures; neighbours of one size at once."""
+        shapes = [(size, sum(count for count, _, _ in same)) for size, same in groupby(grids.tolist(), lambda g: g[1:])]
+        parts = []
         first = self.positions[:1] + self.class_token if self.class_token is not None else None
         table = self.positions if first is None else self.positions[1:]
-        for count, height, width in grids.tolist():
+        rows = torch.split(x, [count * height * width for (height, width), count in shapes])
+        for ((height, width), count), same in zip(shapes, rows, strict=True):
             own = resized_positions(table, self.config.side, height, width)
-            block = x[start : start + count * height * width].view(count, height * width, -1) + own
+            block = same.view(count, height * width, -1) + own
             if first is not None:
                 block = torch.cat((first.expand(count, 1, -1), block), dim=1)
             parts.append(block.flatten(0, 1))
-            start += count * height * width
         return torch.cat(parts) if parts else x
