@@ -33,6 +33,7 @@ OPENERS = {
     "weights/arrays.py": "arrays that are converted",
     "weights/checkpoint.py": "headers of weight files",
     "weights/names.py": "name maps",
+    "weights/pages.py": "the map of this process's own memory",
     "weights/peft.py": "adapters that are read and saved",
     "weights/pickled.py": "tensors that are converted",
     "weights/read.py": "weights",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from foveal.core.errors import FovealError
 
@@ -98,7 +98,12 @@ class Place:
 
 
 async def body_of(request: Request, *, most_bytes: int, seconds: float) -> bytes:
-    """The whole body. Raises `Denied` for one that is too large, too slow, or of another type than JSON."""
+    """The whole body.
+
+    Raises:
+        Denied: it is too large, too slow, or of another type than JSON.
+        ClientDisconnect: the client left before it was whole.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Denied(415, "content_type", "the body has to be JSON; send Content-Type: application/json.")
@@ -116,6 +121,4 @@ async def body_of(request: Request, *, most_bytes: int, seconds: float) -> bytes
                     raise too_large
     except TimeoutError:
         raise Denied(408, "slow", f"the body did not arrive within {seconds:g} s.") from None
-    except ClientDisconnect:
-        raise asyncio.CancelledError from None
     return b"".join(pieces)

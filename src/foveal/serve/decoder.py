@@ -7,6 +7,7 @@ It reads one request at a time, renders the conversation, decodes and cuts its p
 import logging
 import resource
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -130,5 +131,6 @@ def source(value: Any, blobs: Sequence[np.ndarray]) -> Any:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # decoders warn about what strangers send
     logging.basicConfig(format="foveal decoder: %(message)s", level=logging.WARNING, stream=sys.stderr)
     main()

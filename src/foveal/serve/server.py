@@ -1,0 +1,81 @@
+"""Runs the application under uvicorn, and stops it in order."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from foveal.core.errors import ConfigError
+from foveal.serve.app import make_app
+from foveal.serve.options import ServeOptions
+from foveal.serve.service import Service
+
+log = logging.getLogger(__name__)
+
+MOST_CONNECTIONS = 4096
+
+
+class _Server(uvicorn.Server):
+    """Tells when it listens, and lets no new request in once it is to stop."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[str], None], address: str) -> None:
+        super().__init__(config)
+        self._service, self._ready, self._address = service, ready, address
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready(self._address)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.places.draining = True
+        await super().shutdown(sockets)
+
+
+def serve(options: ServeOptions, ready: Callable[[str], None]) -> None:
+    """Serves until the process is told to stop (SIGTERM, Ctrl-C). `ready` is told the address once requests are taken.
+
+    Open requests get `shutdown_s` to finish; new ones are refused meanwhile.
+
+    Raises:
+        ConfigError: the address is taken, or the model cannot be served.
+    """
+    service = Service(options)
+    listener = _listener(options.host, options.port)
+    host, port = listener.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    asyncio.run(_run(service, options, listener, lambda _: ready(address)))
+
+
+async def _run(service: Service, options: ServeOptions, listener: socket.socket, ready: Callable[[str], None]) -> None:
+    await service.start()
+    config = uvicorn.Config(
+        make_app(service, own=False),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=max(1, round(options.shutdown_s)),
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    try:
+        await _Server(config, service, ready, "").serve(sockets=[listener])
+    finally:
+        listener.close()
+        await service.close()
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port."
+        ) from None
