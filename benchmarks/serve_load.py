@@ -20,11 +20,13 @@ import json
 import os
 import random
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,27 @@ def milliseconds(values: list[float]) -> dict[str, float]:
     return {"p50_ms": round(rank(values, 0.5) * 1e3, 2), "p99_ms": round(rank(values, 0.99) * 1e3, 2)}
 
 
+def connected(url: str) -> socket.socket:
+    host, _, port = url.removeprefix("http://").partition(":")
+    line = socket.create_connection((host, int(port)))
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return line
+
+
+def plain_post(line: socket.socket, body: Any, *, until: bytes) -> bytes:
+    """Sends a request as bytes and reads until `until` came: a client that costs next to nothing itself."""
+    text = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(text)}"
+    line.sendall(head.encode() + b"\r\n\r\n" + text)
+    answer = b""
+    while until not in answer:
+        piece = line.recv(65536)
+        if not piece:
+            raise SystemExit(f"the connection ended: {answer[:200]!r}")
+        answer += piece
+    return answer
+
+
 async def figures(client: httpx2.AsyncClient) -> dict[str, float]:
     lines = (await client.get("/metrics")).text.splitlines()
     return {key: float(value) for key, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
@@ -150,7 +173,8 @@ async def latency(count: int) -> dict[str, Any]:
     model = foveal.load()
     engine = Engine(model, model.options)
     alone, through = [], []
-    async with serving("--threads", "1") as (_, client):
+    async with serving("--threads", "1") as (server, _):
+        line = connected(server.url)
         for number in range(count + 20):
             messages = [{"role": "user", "content": f"Hello number {number}"}]
             begun = time.perf_counter()
@@ -160,12 +184,13 @@ async def latency(count: int) -> dict[str, Any]:
                 pass
             alone.append(time.perf_counter() - begun)
             engine.abort(id)
-            begun = time.perf_counter()
             asked = {"messages": messages, "temperature": 0, "max_tokens": 1, "stream": True}
-            async with client.stream("POST", CHAT, json=asked) as answer:
-                async for _ in answer.aiter_lines():
-                    through.append(time.perf_counter() - begun)
-                    break
+            begun = time.perf_counter()
+            answer = plain_post(line, asked, until=b"data: ")
+            through.append(time.perf_counter() - begun)
+            while not answer.endswith(b"0\r\n\r\n"):
+                answer += line.recv(65536)
+        line.close()
     alone, through = alone[20:], through[20:]
     added = rank(through, 0.5) - rank(alone, 0.5)
     return {"engine": milliseconds(alone), "http": milliseconds(through), "added_p50_ms": round(added * 1e3, 2)}
@@ -224,25 +249,28 @@ async def throughput(count: int, peer: str | None, peer_model: str | None) -> di
 
 async def overload(count: int) -> dict[str, Any]:
     """Ten times as many clients as there is room for, each with a picture."""
-    async with serving("--threads", "1", "--max-num-seqs", "4", "--max-waiting", "4") as (_, client):
+    async with serving("--threads", "1", "--max-num-seqs", "4", "--max-waiting", "4") as (server, client):
         await client.post(CHAT, json=looking(picture(0)))
         refused, done, wrong = [], 0, []
-        gate = asyncio.Semaphore(80)
 
-        async def one(number: int) -> None:
+        def one(body: bytes) -> None:
             nonlocal done
-            async with gate:
-                body = json.dumps(looking(picture(number), ignore_eos=True, max_tokens=64)).encode()
+            line = connected(server.url)
+            with line:
                 begun = time.perf_counter()
-                answer = await client.post(CHAT, content=body, headers={"content-type": "application/json"})
-                if answer.status_code == 429:
-                    refused.append(time.perf_counter() - begun)
-                elif answer.status_code == 200:
-                    done += 1
-                else:
-                    wrong.append(answer.status_code)
+                answer = plain_post(line, body, until=b"\r\n\r\n")
+                spent = time.perf_counter() - begun
+            status = int(answer.split()[1])
+            if status == 429:
+                refused.append(spent)
+            elif status == 200:
+                done += 1
+            else:
+                wrong.append(status)
 
-        await asyncio.gather(*(one(n) for n in range(1, count + 1)))
+        bodies = [json.dumps(looking(picture(n), ignore_eos=True, max_tokens=64)).encode() for n in range(1, count + 1)]
+        with ThreadPoolExecutor(80) as threads:
+            list(threads.map(one, bodies))
         now = await settled(client)
         opened = now['foveal_media_total{kind="image"}']
     return {

@@ -101,8 +101,9 @@ def ask(service: Service, path: str = CHAT, body: Any = HELLO, **more: Any) -> h
 async def open_request(service: Service, body: Any, *, headers: Any = (), left: asyncio.Event) -> list[Any]:
     """One request by hand; the client leaves when `left` is set. Gives the messages that it was sent."""
     scope = {
-        "type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode(), "query_string": b"", "scheme": "http",
-        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json"), *headers], "http_version": "1.1",
+        "type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode(), "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json"), *headers],
+        "scheme": "http", "http_version": "1.1",
         "server": ("localhost", 80), "client": ("127.0.0.1", 1), "asgi": {"version": "3.0"},
     }  # fmt: skip
     come = iter([{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}])
@@ -166,29 +167,31 @@ def test_a_foreign_page_cannot_post_without_asking_first(kind):
     assert ask(made(), body=json.dumps(HELLO).encode(), headers={"content-type": kind}).status_code == 415
 
 
+PAINT = {"type": "function", "function": {"name": "paint"}}
+MORE: list[Any] = [
+    {"temperature": -1}, {"temperature": 3}, {"temperature": "hot"}, {"temperature": True}, {"top_p": 0}, {"n": 0},
+    {"n": 9}, {"n": 10**30}, {"seed": 2**64}, {"seed": 1.5}, {"max_tokens": 0}, {"max_tokens": -1},
+    {"max_tokens": 4, "max_completion_tokens": 4}, {"stop": ""}, {"stop": ["x"] * 17}, {"top_logprobs": 3},
+    {"logprobs": True, "top_logprobs": 21}, {"logprobs": -1}, {"logit_bias": {"5": 1}}, {"modalities": ["audio"]},
+    {"chat_template": "{{ x }}"}, {"max_pixel": 5}, {"max_pixels": 10**9}, {"max_pixels": 0}, {"fps": 0},
+    {"max_pixels": 5000, "mm_processor_kwargs": {"max_pixels": 5000}}, {"response_format": {"type": "xml"}},
+    {"response_format": {"type": "json_schema"}}, {"structured_outputs": {}}, {"structured_outputs": {"boxes": {}}},
+    {"structured_outputs": {"regex": "a", "choice": ["a"]}}, {"structured_outputs": {"regex": "("}},
+    {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, {"tool_choice": "required"},
+    {"tool_choice": "maybe"}, {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+    {"tools": [PAINT], "tool_choice": {"type": "function", "function": {"name": "draw"}}},
+    {"tools": [PAINT], "response_format": {"type": "json_object"}}, {"max_tokens": 10**6},
+    {"messages": [{"role": "user", "content": "word " * 4000}]},
+]  # fmt: skip
 BAD: list[Any] = [
-    b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"[" * 5000, b'{"messages": []}', b'{"messages": [], "messages": 1}',
+    b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"[" * 5000, b'{"messages": []}',
     {"messages": "Hello"}, {"messages": [{"role": "king", "content": "x"}]}, {"messages": [{"role": "user"}]},
     {"messages": [{"role": "user", "content": None}]}, {"messages": [{"role": "user", "content": []}]},
     {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
     {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
     {"messages": [{"role": "user", "content": "x", "name": "bob"}]},
     {"messages": [{"role": "tool", "content": "x", "tool_call_id": "nobody"}]},
-    *({**HELLO, **more} for more in [
-        {"temperature": -1}, {"temperature": 3}, {"temperature": "hot"}, {"temperature": True}, {"top_p": 0},
-        {"n": 0}, {"n": 9}, {"n": 10**30}, {"seed": 2**64}, {"seed": 1.5}, {"max_tokens": 0}, {"max_tokens": -1},
-        {"max_tokens": 4, "max_completion_tokens": 4}, {"stop": ""}, {"stop": ["x"] * 17}, {"top_logprobs": 3},
-        {"logprobs": True, "top_logprobs": 21}, {"logprobs": -1}, {"logit_bias": {"5": 1}}, {"modalities": ["audio"]},
-        {"chat_template": "{{ x }}"}, {"max_pixel": 5}, {"max_pixels": 10**9}, {"max_pixels": 0}, {"fps": 0},
-        {"max_pixels": 5000, "mm_processor_kwargs": {"max_pixels": 5000}}, {"response_format": {"type": "xml"}},
-        {"response_format": {"type": "json_schema"}}, {"structured_outputs": {}},
-        {"structured_outputs": {"regex": "a", "choice": ["a"]}}, {"structured_outputs": {"regex": "("}},
-        {"structured_outputs": {"boxes": {}}}, {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
-        {"tool_choice": "required"}, {"tool_choice": "maybe"}, {"tools": [{"type": "function", "function": {"name": "a b"}}]},
-        {"tools": [{"type": "function", "function": {"name": "a"}}], "tool_choice": {"type": "function", "function": {"name": "b"}}},
-        {"tools": [{"type": "function", "function": {"name": "a"}}], "response_format": {"type": "json_object"}},
-        {"max_tokens": 10**6}, {"messages": [{"role": "user", "content": "word " * 4000}]},
-    ]),
+    *({**HELLO, **more} for more in MORE),
 ]  # fmt: skip
 
 
@@ -386,7 +389,8 @@ def test_reserved_words_stay_words_in_every_field():
     assert special_count(service, {"messages": [system, hello]}) == special_count(
         service, {"messages": [{**system, "content": "x"}, hello]}
     )
-    talk = [hello, {"role": "assistant", "content": words, "tool_calls": [call]}, {"role": "tool", "tool_call_id": "c1", "content": words}]  # fmt: skip
+    said = {"role": "assistant", "content": words, "tool_calls": [call]}
+    talk = [hello, said, {"role": "tool", "tool_call_id": "c1", "content": words}]
     plain = [hello, {"role": "assistant", "content": "x"}, hello]
     assert special_count(service, {"messages": talk}) == special_count(service, {"messages": plain})
     said = ask(service, "/v1/completions", {"prompt": words})
@@ -410,7 +414,7 @@ def special_count(service: Service, body: Any) -> int:
 def test_the_document_describes_itself():
     described = ask(made(), "/openapi.json", None).json()
     text = json.dumps(described)
-    for name in set(part.partition('"')[0] for part in text.split("#/components/schemas/")[1:]):
+    for name in {part.partition('"')[0] for part in text.split("#/components/schemas/")[1:]}:
         assert name in described["components"]["schemas"]
     assert set(PATHS) <= set(described["paths"])
     closed = ask(made(api_keys=("k",)), "/openapi.json", None, headers={"Authorization": "Bearer k"}).json()

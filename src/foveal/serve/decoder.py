@@ -121,6 +121,7 @@ def fill(messages: Sequence[Mapping[str, Any]], blobs: Sequence[np.ndarray]) -> 
 
 
 def source(value: Any, blobs: Sequence[np.ndarray]) -> Any:
+    """What a part names: bytes that came beside the message, or a data URL; a list of frames likewise."""
     if isinstance(value, list):
         return [source(v, blobs) for v in value]
     if isinstance(value, Mapping):

@@ -12,6 +12,8 @@ class Reply(BaseModel):
 
 
 class Problem(Reply):
+    """What went wrong: words for people, and `code` for programs."""
+
     message: str
     type: str
     param: str | None
@@ -19,6 +21,8 @@ class Problem(Reply):
 
 
 class ErrorReply(Reply):
+    """Every answer that is no success."""
+
     error: Problem
 
 
@@ -44,17 +48,23 @@ class Place(Reply):
 
 
 class Called(Reply):
+    """A function and the text of its arguments, a JSON object."""
+
     name: str
     arguments: str
 
 
 class CallReply(Reply):
+    """One call of a tool."""
+
     id: str
     type: Literal["function"]
     function: Called
 
 
 class MessageReply(Reply):
+    """What the assistant says, with boxes and points where there are some (ours)."""
+
     role: Literal["assistant"]
     content: str | None
     refusal: None
@@ -64,16 +74,22 @@ class MessageReply(Reply):
 
 
 class TokenScore(Reply):
+    """A token with its log-probability; `bytes` are those of its text."""
+
     token: str
     logprob: float
     bytes: list[int]
 
 
 class ChosenScore(TokenScore):
+    """A token of the answer, and the best ones beside it."""
+
     top_logprobs: list[TokenScore]
 
 
 class Scores(Reply):
+    """The tokens of an answer."""
+
     content: list[ChosenScore]
     refusal: None
 
@@ -82,6 +98,8 @@ Reason = Literal["stop", "length", "tool_calls"]
 
 
 class ChatChoice(Reply):
+    """One of n answers."""
+
     index: int
     message: MessageReply
     logprobs: Scores | None
@@ -89,10 +107,14 @@ class ChatChoice(Reply):
 
 
 class CachedTokens(Reply):
+    """Tokens of the prompt that were not computed again."""
+
     cached_tokens: int
 
 
 class Usage(Reply):
+    """Tokens; `visual_tokens` (ours) are part of those of the prompt."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -129,6 +151,8 @@ class Done(Reply):
 
 
 class ChatReply(Reply):
+    """A whole answer to a conversation."""
+
     id: str
     object: Literal["chat.completion"]
     created: int
@@ -139,6 +163,8 @@ class ChatReply(Reply):
 
 
 class FlatScores(Reply):
+    """Scores in the older form of completions."""
+
     tokens: list[str]
     token_logprobs: list[float]
     top_logprobs: list[dict[str, float]]
@@ -146,6 +172,8 @@ class FlatScores(Reply):
 
 
 class CompletionChoice(Reply):
+    """One continuation."""
+
     index: int
     text: str
     logprobs: FlatScores | None
@@ -153,6 +181,8 @@ class CompletionChoice(Reply):
 
 
 class CompletionReply(Reply):
+    """All continuations."""
+
     id: str
     object: Literal["text_completion"]
     created: int
@@ -163,21 +193,29 @@ class CompletionReply(Reply):
 
 
 class Embedding(Reply):
+    """One vector, as numbers or as base64 of little-endian float32."""
+
     object: Literal["embedding"]
     index: int
     embedding: list[float] | str
 
 
 class EmbeddingUsage(Reply):
+    """OpenAI's counts, which are 0: texts are padded to one length here."""
+
     prompt_tokens: int
     total_tokens: int
 
 
 class Ignored(Reply):
+    """Fields of the request that changed nothing."""
+
     ignored: list[str]
 
 
 class EmbeddingReply(Reply):
+    """Vectors in the order of the input."""
+
     object: Literal["list"]
     model: str
     data: list[Embedding]
@@ -186,6 +224,8 @@ class EmbeddingReply(Reply):
 
 
 class TokenizeReply(Reply):
+    """Tokens of a prompt, and what each medium takes."""
+
     count: int
     max_model_len: int | None
     tokens: list[int]
@@ -194,10 +234,14 @@ class TokenizeReply(Reply):
 
 
 class DetokenizeReply(Reply):
+    """The text of tokens."""
+
     prompt: str
 
 
 class ModelCard(Reply):
+    """The model that is served, with its limits (ours)."""
+
     id: str
     object: Literal["model"]
     created: int
@@ -207,14 +251,20 @@ class ModelCard(Reply):
 
 
 class ModelList(Reply):
+    """All models: one."""
+
     object: Literal["list"]
     data: list[ModelCard]
 
 
 class Alive(Reply):
+    """The process answers."""
+
     alive: Literal[True]
 
 
 class Ready(Reply):
+    """Whether requests are taken, and how the engine is."""
+
     ready: bool
     engine: str

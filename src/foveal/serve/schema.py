@@ -40,20 +40,28 @@ Id: TypeAlias = Annotated[int, Field(ge=0, le=WHOLE)]
 
 
 class ImageUrl(Strict):
+    """OpenAI's form; `low` detail shows at most 512 x 512 pixels."""
+
     url: Address
     detail: Literal["auto", "low", "high"] | None = None
 
 
 class VideoUrl(Strict):
+    """vLLM's form."""
+
     url: Address
 
 
 class TextPart(Strict):
+    """Words."""
+
     type: Literal["text"]
     text: str
 
 
 class ImageUrlPart(Strict):
+    """A picture."""
+
     type: Literal["image_url"]
     image_url: ImageUrl | Address
     min_pixels: Pixels | None = None
@@ -70,6 +78,8 @@ class ImagePart(Strict):
 
 
 class VideoKnobs(Strict):
+    """How a video is sampled and resized."""
+
     min_pixels: Pixels | None = None
     max_pixels: Pixels | None = None
     total_pixels: Annotated[int, Field(ge=1, le=2**40)] | None = None
@@ -81,6 +91,8 @@ class VideoKnobs(Strict):
 
 
 class VideoUrlPart(VideoKnobs):
+    """A video file."""
+
     type: Literal["video_url"]
     video_url: VideoUrl | Address
 
@@ -98,22 +110,30 @@ Words: TypeAlias = str | Annotated[list[TextPart], Field(min_length=1, max_lengt
 
 
 class CalledFunction(Strict):
+    """A function and the text of its arguments."""
+
     name: Name
     arguments: str
 
 
 class ToolCall(Strict):
+    """A call that the assistant made earlier."""
+
     id: Name
     type: Literal["function"] = "function"
     function: CalledFunction
 
 
 class SystemMessage(Strict):
+    """What the operator says."""
+
     role: Literal["system", "developer"]
     content: Words
 
 
 class UserMessage(Strict):
+    """What the user says and shows."""
+
     role: Literal["user"]
     content: str | Annotated[list[Part], Field(min_length=1, max_length=MOST_PARTS)]
 
@@ -133,6 +153,8 @@ class AssistantMessage(Strict):
 
 
 class ToolMessage(Strict):
+    """What a tool answered to an earlier call."""
+
     role: Literal["tool"]
     content: Words
     tool_call_id: Name
@@ -146,6 +168,8 @@ FunctionName: TypeAlias = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.\-]{1,64}$
 
 
 class Function(Strict):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
     name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
@@ -153,20 +177,28 @@ class Function(Strict):
 
 
 class Tool(Strict):
+    """A tool: always a function."""
+
     type: Literal["function"]
     function: Function
 
 
 class NamedFunction(Strict):
+    """The function to call."""
+
     name: FunctionName
 
 
 class NamedTool(Strict):
+    """The tool to call."""
+
     type: Literal["function"]
     function: NamedFunction
 
 
 class JsonSchema(Strict):
+    """A schema with its name."""
+
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_\-]{1,64}$")]
     description: str | None = None
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
@@ -174,14 +206,20 @@ class JsonSchema(Strict):
 
 
 class TextFormat(Strict):
+    """No form."""
+
     type: Literal["text"]
 
 
 class ObjectFormat(Strict):
+    """Any JSON object."""
+
     type: Literal["json_object"]
 
 
 class SchemaFormat(Strict):
+    """JSON of a schema."""
+
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
@@ -206,6 +244,8 @@ class StructuredOutputs(Strict):
 
 
 class StreamOptions(Strict):
+    """`include_usage` adds a last chunk with the token counts."""
+
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
@@ -251,6 +291,8 @@ class Said(Strict):
 
 
 class ChatRequest(Said):
+    """POST /v1/chat/completions"""
+
     messages: Messages
     min_pixels: Pixels | None = None
     max_pixels: Pixels | None = None
@@ -275,6 +317,8 @@ Prompts: TypeAlias = Annotated[list[Prompt], Field(min_length=1, max_length=MOST
 
 
 class CompletionRequest(Said):
+    """POST /v1/completions"""
+
     prompt: Prompt | Ids | Prompts | Annotated[list[Ids], Field(min_length=1, max_length=MOST_CHOICES)]
     max_tokens: Annotated[int, Field(ge=1, le=WHOLE)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
@@ -284,6 +328,8 @@ class CompletionRequest(Said):
 
 
 class TextInput(Strict):
+    """A text to embed."""
+
     type: Literal["text"]
     text: str
 
@@ -292,6 +338,8 @@ EmbeddingInput: TypeAlias = str | Annotated[TextInput | ImageUrlPart, Field(disc
 
 
 class EmbeddingRequest(Strict):
+    """POST /v1/embeddings"""
+
     model: Name | None = None
     input: str | Annotated[list[EmbeddingInput], Field(min_length=1, max_length=MOST_INPUTS)]
     encoding_format: Literal["float", "base64"] | None = None
@@ -315,5 +363,7 @@ class TokenizeRequest(Strict):
 
 
 class DetokenizeRequest(Strict):
+    """POST /detokenize"""
+
     model: Name | None = None
     tokens: Annotated[list[Id], Field(max_length=MOST_IDS)]
