@@ -1,5 +1,5 @@
-"""Qwen2-VL-2B's language model with random weights, for peers that run language models: a folder that transformers calls
-Qwen2ForCausalLM, and from it OpenVINO's and llama.cpp's files.
+"""Qwen2-VL-2B's language model with random weights, for peers that run language models: a folder of what transformers
+calls Qwen2ForCausalLM, and from it OpenVINO's and llama.cpp's files.
 
     build/peers/openvino/bin/python benchmarks/sides/language_model.py hf BUILD/random/qwen2_vl-2b build/peers/models/lm
     build/peers/openvino/bin/python benchmarks/sides/language_model.py openvino build/peers/models/lm build/peers/models

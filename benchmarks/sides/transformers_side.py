@@ -24,7 +24,7 @@ def build() -> dict[str, Any]:
     config = model.config
 
     def clock(found: list[float]) -> Any:
-        def note(ids: Any, scores: Any, **_: Any) -> Any:
+        def note(ids: Any, _: Any, **__: Any) -> Any:
             found.append(time.perf_counter())
             return torch.zeros(len(ids), dtype=torch.bool)
 

@@ -53,9 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         given["requests"] = tuple(arguments.requests)
     if arguments.context:
         given["contexts"] = tuple(c for c in arguments.context if c)
-    options = BenchOptions(
-        image_px=arguments.image, prompt_tokens=arguments.prompt, repeats=arguments.repeats, **given
-    )
+    options = BenchOptions(image_px=arguments.image, prompt_tokens=arguments.prompt, repeats=arguments.repeats, **given)
     if not arguments.json:
         logging.getLogger("foveal.engine.bench").setLevel(logging.INFO)
     with _folder(arguments.model, arguments.dtype) as folder:

@@ -35,6 +35,11 @@ def vocabulary(family: Family, config: Any) -> tuple[Tokenizer, Any]:
     return _small((*declared.chat.specials, *declared.boxes.specials)), config
 
 
+def rows(tokenizer: Tokenizer) -> int:
+    """Rows of the table that a vocabulary needs, in multiples of 64."""
+    return -(-(max(tokenizer.special_ids) + 1) // 64) * 64
+
+
 def processor_for(family: Family, config: Any, tokenizer: Tokenizer) -> Processor:
     """The processing of a family with this vocabulary. Raises `ConfigError` for one that takes no text."""
     processing = family.processing(config)
@@ -53,6 +58,8 @@ def write_random(folder: Path, family: Family, size: str, *, dtype: str = "bfloa
     from foveal.families.load import DTYPES, save_folder
 
     tokenizer, config = vocabulary(family, family.size(size))
+    if config.language.vocab < rows(tokenizer):  # of the sizes that are only for tests
+        config = replace(config, language=replace(config.language, vocab=rows(tokenizer)))
     with torch.device("meta"):
         network = family.build(config)
     network = network.to(DTYPES[dtype]).to_empty(device="cpu")

@@ -8,7 +8,7 @@ from typing import Any
 
 from foveal.core.errors import ConfigError
 from foveal.families.base import Family
-from foveal.families.stand_in import known_family, processor_for, vocabulary
+from foveal.families.stand_in import known_family, processor_for, rows, vocabulary
 from foveal.processing.clip_tokens import BEGIN, END, WORD_END, clip_rules
 from foveal.processing.pictures import PictureProcessing, PictureProcessor
 from foveal.processing.tokens import BYTE_LETTERS
@@ -34,8 +34,7 @@ def tiny(name: str, *, seed: int = 0, std: float = 0.06, **language: Any) -> Fre
         config = replace(config, text=replace(config.text, context=CAPTION_TOKENS, **language))
         return Fresh(family=family, config=config, processor=_pictures(family, config), seed=seed, std=std)
     tokenizer, config = vocabulary(family, config)
-    rows = -(-(max(tokenizer.special_ids) + 1) // 64) * 64
-    config = replace(config, language=replace(config.language, **{"vocab": rows, **language}))
+    config = replace(config, language=replace(config.language, **{"vocab": rows(tokenizer), **language}))
     processor = processor_for(family, config, tokenizer)
     return Fresh(family=family, config=config, processor=processor, seed=seed, std=std)
 

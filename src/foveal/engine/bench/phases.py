@@ -4,6 +4,7 @@ import io
 import logging
 import resource
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from statistics import median
@@ -15,7 +16,7 @@ from PIL import Image
 
 from foveal.core.errors import ContextError, InputError
 from foveal.core.packed import Packed
-from foveal.engine.bench.roofs import Roofs, measure_roofs, seconds
+from foveal.engine.bench.roofs import Roofs, measure_roofs, seconds, settle
 from foveal.engine.bench.work import Estimate, Work
 from foveal.engine.engine import Engine
 from foveal.engine.model import Model
@@ -24,15 +25,13 @@ from foveal.engine.request import Sampling
 
 log = logging.getLogger(__name__)
 
-PICTURES = ((1024, 768), (4032, 3024))
-"""Sizes of the JPEG files that are processed: a screen and a 12-megapixel photograph."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
     """What is measured.
 
     Attributes:
+        pictures: sizes of JPEG files that are processed; a screen and a 12-megapixel photograph.
         image_px: side of the square picture for the tower and the first token.
         text_tokens: tokens of text beside it, about.
         prompt_tokens: length of the text prompt for prefill and decoding.
@@ -43,6 +42,7 @@ class BenchOptions:
         weight_bytes: of one weight of the language model; None for that of its type.
     """
 
+    pictures: tuple[tuple[int, int], ...] = ((1024, 768), (4032, 3024))
     image_px: int = 448
     text_tokens: int = 64
     prompt_tokens: int = 512
@@ -120,7 +120,7 @@ class Report:
         return {**asdict(self), "timings": rows}
 
 
-def bench(model: Model, options: BenchOptions = BenchOptions(), *, name: str = "") -> Report:  # noqa: B008 (frozen)
+def bench(model: Model, options: BenchOptions = BenchOptions(), *, name: str = "") -> Report:
     """Measures `model`; `name` is what the report calls it. Takes minutes on a CPU for 2 billion parameters."""
     return _Bench(model, options).report(name)
 
@@ -130,9 +130,9 @@ class _Bench:
         self.model, self.options = model, options
         self.device, self.dtype = model.network.device, model.network.dtype
         item = self.dtype.itemsize
-        weight = item if options.weight_bytes is None else options.weight_bytes
+        weight = float(item if options.weight_bytes is None else options.weight_bytes)
         self.estimate = Estimate(
-            model.family, model.config, weight_bytes=weight, tower_bytes=item, cache_item=item
+            model.family, model.config, weight_bytes=weight, tower_bytes=float(item), cache_item=item
         )
         self.context = model.family.context(model.config)
         self.rng = np.random.default_rng(0)
@@ -142,10 +142,11 @@ class _Bench:
         roofs = measure_roofs(self.device, self.dtype)
         log.info("memory %.1f GB/s, products %.0f GFLOP/s", roofs.read_bytes_s / 1e9, roofs.product_flop_s / 1e9)
         timings = []
-        for timing, work in self.timings():
+        for measured, work in self.timings():
+            timing = measured
             if work is not None:
                 roof, bound = work.bound(roofs)
-                timing = replace(timing, roof=roof, bound_s=bound, read_bytes=work.read_bytes, flop=work.flop)
+                timing = replace(measured, roof=roof, bound_s=bound, read_bytes=work.read_bytes, flop=work.flop)
             log.info("%s, %s: %.4g s", timing.phase, timing.detail, timing.seconds)
             timings.append(timing)
         return Report(
@@ -161,7 +162,7 @@ class _Bench:
         )
 
     def timings(self) -> Iterator[tuple[Timing, Work | None]]:
-        for size in PICTURES:
+        for size in self.options.pictures:
             yield self.preprocess(size), None
         packed = self.model.process(self.question(self.options.text_tokens))
         yield self.vision(packed), self.estimate.vision(packed)
@@ -217,14 +218,15 @@ class _Bench:
         """From messages to the first token: new pictures, and a picture that was there before with another question."""
         engine = self.engine(prefix_cache=True)
 
-        def asked(question: Any) -> None:
-            self.until_first(engine, self.model.process(question))
-
         new, again = [], []
         for _ in range(self.options.repeats + 1):
             question = self.question(self.options.text_tokens)
-            new.append(seconds(lambda q=question: asked(q), self.device))
-            again.append(seconds(lambda q=question: asked(q), self.device))
+
+            def asked(question: Any = question) -> None:
+                self.until_first(engine, self.model.process(question))
+
+            new.append(seconds(asked, self.device))
+            again.append(seconds(asked, self.device))
         detail = f"{self.options.image_px} px and {self.options.text_tokens} tokens"
         yield timed("first token", detail, new[1:], 1, "answer"), None
         yield timed("first token", "the same question again", again[1:], 1, "answer"), None
@@ -237,8 +239,11 @@ class _Bench:
         """Seconds of steps in which all requests say one token each; runs the engine until it is idle."""
         found: list[float] = []
         while engine.busy:
-            events: list[Any] = []
-            spent = seconds(lambda: events.extend(engine.step()), self.device)
+            settle(self.device)
+            begun = time.perf_counter()
+            events = engine.step()
+            settle(self.device)
+            spent = time.perf_counter() - begun
             if len(events) == requests:
                 found.append(spent)
         timed_steps = found[1 : 1 + self.options.decode_tokens]  # the first may have carried a prompt along
@@ -290,10 +295,16 @@ def beginning(packed: Packed, tokens: int) -> Packed:
     )
 
 
-def timed(phase: str, detail: str, turns: list[float], amount: float, unit: str) -> Timing:
+def timed(phase: str, detail: str, turns: list[float], amount: int | float, unit: str) -> Timing:
     """The median of `turns` and their range."""
     return Timing(
-        phase=phase, detail=detail, seconds=median(turns), low=min(turns), high=max(turns), amount=amount, unit=unit
+        phase=phase,
+        detail=detail,
+        seconds=median(turns),
+        low=min(turns),
+        high=max(turns),
+        amount=float(amount),
+        unit=unit,
     )
 
 

@@ -56,7 +56,7 @@ def _growth(pen: ImageDraw.ImageDraw, top: int, points: Sequence[tuple[int, Timi
     most = max(t.seconds for _, t in points) * 1.1
     last = max(c for c, _ in points)
 
-    def at(context: float, seconds: float) -> tuple[float, float]:
+    def at(context: int | float, seconds: float) -> tuple[float, float]:
         return left + context / last * (right - left), low - seconds / most * (low - high)
 
     pen.text((16, top), "milliseconds for one more token, over the tokens that are there (grey: the roof)", fill=INK)
@@ -64,7 +64,7 @@ def _growth(pen: ImageDraw.ImageDraw, top: int, points: Sequence[tuple[int, Timi
         y = at(0, share * most)[1]
         pen.line((left, y, right, y), fill=GRID)
         pen.text((16, y - 6), f"{1000 * share * most:.4g}", fill=INK)
-        x = at(share * last, 0)[0]
+        x = at(share * last, 0.0)[0]
         pen.text((x - 14, low + 8), f"{share * last:,.0f}", fill=INK)
     pen.rectangle((left, high, right, low), outline=BORDER)
     pen.line([at(c, t.bound_s or 0.0) for c, t in points], fill=COLOURS[None], width=2)

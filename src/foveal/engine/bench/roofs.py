@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn import functional
@@ -20,24 +21,26 @@ class Roofs:
     product_flop_s: float
 
 
-def measure_roofs(device: torch.device, dtype: torch.dtype, *, read_bytes: int = READ_BYTES) -> Roofs:
+def measure_roofs(device: torch.device, dtype: torch.dtype, *, read_bytes: int | None = None) -> Roofs:
     """The best of several ways and of five turns each: a roof is what was reached once, not the middle.
 
-    Memory is read by a sum and by a product with one row, both over `read_bytes`; products are of 2048 x 2048 and of
-    256 x 2048 by 8192 values of type `dtype`.
+    Memory is read by a sum and by a product with one row, both over `read_bytes` (None: 512 MB); products are of
+    2048 x 2048 and of 256 x 2048 by 8192 values of type `dtype`.
     """
     with torch.inference_mode():
-        return Roofs(read_bytes_s=_reading(device, dtype, read_bytes), product_flop_s=_products(device, dtype))
+        return Roofs(
+            read_bytes_s=_reading(device, dtype, read_bytes or READ_BYTES), product_flop_s=_products(device, dtype)
+        )
 
 
 def _reading(device: torch.device, dtype: torch.dtype, count: int) -> float:
     wide = torch.ones(count // 4, dtype=torch.float32, device=device)
-    best = count / best_seconds(lambda: wide.sum(), device)
+    best = count / best_seconds(wide.sum, device)
     del wide
     width = min(4096, count // dtype.itemsize)
     weight = torch.ones(count // dtype.itemsize // width, width, dtype=dtype, device=device)
     row = torch.ones(1, width, dtype=dtype, device=device)
-    return max(best, weight.nbytes / best_seconds(lambda: functional.linear(row, weight), device))
+    return max(best, weight.nbytes / best_seconds(partial(functional.linear, row, weight), device))
 
 
 def _products(device: torch.device, dtype: torch.dtype) -> float:
@@ -45,7 +48,7 @@ def _products(device: torch.device, dtype: torch.dtype) -> float:
     for rows, inner, columns in ((2048, 2048, 2048), (256, 2048, 8192)):
         left = torch.ones(rows, inner, dtype=dtype, device=device)
         weight = torch.ones(columns, inner, dtype=dtype, device=device)
-        seconds = best_seconds(lambda a=left, w=weight: functional.linear(a, w), device)
+        seconds = best_seconds(partial(functional.linear, left, weight), device)
         found = max(found, 2 * rows * inner * columns / seconds)
     return found
 

@@ -40,7 +40,7 @@ class Estimate:
         self, family: Family, config: Any, *, weight_bytes: float, tower_bytes: float, cache_item: int
     ) -> None:
         with torch.device("meta"):
-            network = family.build(config)
+            network = family.build(config).to("meta")  # fixed tables are computed, wherever they are built
         if not isinstance(network, VLM):
             raise TypeError(f"{family.name} builds a {type(network).__name__}, expected a VLM.")
         self._network, self._config = network, config.language
@@ -60,7 +60,7 @@ class Estimate:
             self._network.see(packed)
         parts: Sequence[nn.Module] = (self._network.vision, self._network.adapter)
         weights = sum(p.numel() for part in parts for p in part.parameters())
-        return Work(read_bytes=weights * self._tower_bytes, flop=counter.get_total_flops())
+        return Work(read_bytes=weights * self._tower_bytes, flop=float(counter.get_total_flops()))
 
     def prefill(self, tokens: int) -> Work:
         """One prompt of `tokens` with scores after the last."""
@@ -69,7 +69,7 @@ class Estimate:
         reached = self._experts * min(1.0, tokens * self._chosen)
         return Work(
             read_bytes=(self._dense + reached) * self._weight_bytes,
-            flop=2 * layers * tokens + 2 * self._head + attention,
+            flop=float(2 * layers * tokens + 2 * self._head + attention),
         )
 
     def decode(self, requests: int, context_tokens: int) -> Work:
@@ -79,10 +79,10 @@ class Estimate:
         active = self._dense + self._experts * self._chosen
         return Work(
             read_bytes=weights * self._weight_bytes + cache,
-            flop=2 * active * requests + self._attention(requests) * context_tokens,
+            flop=float(2 * active * requests + self._attention(requests) * context_tokens),
         )
 
-    def _attention(self, queries: int) -> float:
+    def _attention(self, queries: int) -> int:
         """Operations of `queries` tokens for each key: scores, and the weighted sum of values, in all layers."""
         config = self._config
         latent = getattr(config, "latent", None)
