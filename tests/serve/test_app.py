@@ -151,6 +151,15 @@ def test_every_path_needs_the_key():
     assert ask(service, headers={"Authorization": "Bearer secret"}).status_code == 200
 
 
+def test_the_page_can_be_open_while_the_api_is_not():
+    service = made(api_keys=("secret",), open_paths=("/",))
+    for path in ("/", "/index.html", "/style.css"):
+        assert ask(service, path, None).status_code == 200
+    for path in ("/v1/models", "/metrics", "/../app.py", "/%2e%2e/app.py", "//v1/models"):
+        assert ask(service, path, None).status_code == 401
+    assert ask(service, "/../app.py", None, headers={"Authorization": "Bearer secret"}).status_code == 404
+
+
 @pytest.mark.parametrize("base", ["http://evil.test", "http://localhost.evil.test", "http://192.168.0.1"])
 def test_a_server_without_a_key_answers_to_its_own_names_only(base):
     assert ask(made(), base=base).status_code == 403

@@ -256,6 +256,7 @@ def test_the_model_and_its_limits_are_told(client, http):
     assert "src=" not in page
 
 
+@pytest.mark.slow
 def test_the_llm_command_line_works(url, tmp_path):
     models = [
         {
@@ -284,6 +285,7 @@ def test_the_llm_command_line_works(url, tmp_path):
     assert value["colour"] in ("red", "blue")
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_killed_is_replaced(served, http, client):
     server, _ = served
     asked = {"model": "foveal-nano", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}

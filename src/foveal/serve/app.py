@@ -33,6 +33,7 @@ from foveal.serve.work import Asked, Json
 log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
+FILES = frozenset(f"/{p.relative_to(PAGE).as_posix()}" for p in PAGE.rglob("*") if p.is_file())
 LINGER_S = 2.0
 Endpoint = Callable[[Service, Asked], Awaitable[Json | AsyncIterator[Json]]]
 
@@ -135,14 +136,19 @@ class Door:
             metrics.seconds.labels(path).observe(time.monotonic() - begun)
 
     def _refuse(self, request: Request) -> Denied | None:
-        keys, options = self._service.keys, self._service.options
+        keys = self._service.keys
         if keys:
-            if request.url.path not in options.open_paths and not keys.admit(request.headers.get("authorization")):
+            if not self._open(request.url.path) and not keys.admit(request.headers.get("authorization")):
                 return Denied(401, "unauthorized", "a valid API key is needed: Authorization: Bearer KEY.")
         elif not is_loopback(_host_name(request.headers.get("host", ""))):
             # A page from elsewhere whose name was pointed at this machine must not ask in its user's name.
             return Denied(403, "host", "this server without a key answers to localhost and 127.0.0.1 only.")
         return None
+
+    def _open(self, path: str) -> bool:
+        """Whether a path needs no key. With "/" the files of the page, which hold no secret, need none either."""
+        paths = self._service.options.open_paths
+        return path in paths or ("/" in paths and path in FILES)
 
 
 def _host_name(header: str) -> str:

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 STATS_S = 0.5
 _KINDS = ((BudgetError, "budget"), (ContextError, "context"), (InputError, "input"))
-Job = tuple[dict[str, Any], list[np.ndarray], Constraint | None]
+Job = tuple[dict[str, Any], list[np.ndarray], list[Constraint] | None]
 
 
 def main() -> None:
@@ -93,14 +93,14 @@ class _Talker:
         self._vocabulary: Vocabulary | None = None
         self._told = 0.0
 
-    def constraint(self, message: Mapping[str, Any]) -> Constraint | None:
-        """What the answers of a request have to look like."""
+    def constraint(self, message: Mapping[str, Any]) -> list[Constraint] | None:
+        """What each answer of a request has to look like."""
         grammar = message.get("grammar")
         if grammar is None:
             return None
         if self._vocabulary is None:
             self._vocabulary = Vocabulary(self._model.processor.tokenizer, sorted(self._model.stop_ids))
-        return self._vocabulary.constraint(grammar)
+        return [self._vocabulary.constraint(grammar) for _ in range(message["n"])]
 
     def run(self, inbox: "queue.SimpleQueue[Job | None]") -> None:
         """Until the connection ends."""
@@ -114,7 +114,7 @@ class _Talker:
             if events:
                 self._channel.send({"events": [_event(e) for e in events], **self._stats()})
 
-    def _take(self, message: dict[str, Any], arrays: list[np.ndarray], constraint: Constraint | None) -> None:
+    def _take(self, message: dict[str, Any], arrays: list[np.ndarray], constraint: list[Constraint] | None) -> None:
         if message["do"] == "abort":
             self._engine.abort(message["id"])
             self._channel.send({"ended": message["id"], **self._stats(now=not self._engine.busy)})

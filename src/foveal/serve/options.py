@@ -21,7 +21,8 @@ class ServeOptions:
         model: hub name or folder; None is the small model inside.
         host, port: where it listens; port 0 takes a free one.
         api_keys: who may ask; empty lets everybody ask, which is allowed on loopback only.
-        open_paths: paths that need no key in spite of `api_keys`, such as "/health" for a probe.
+        open_paths: paths that need no key in spite of `api_keys`, such as "/health" for a probe; "/" is the page with
+            all its files.
         served_model_name: what clients call the model; None takes the folder's name.
         max_model_len: tokens of prompt and answer together; None is the model's context.
         max_num_seqs: answers in the making at once. max_waiting: requests beyond it that wait; one more gets 429.
