@@ -10,13 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.core.shapes import Float
+from foveal.nn.explicit import attend_explicit, is_faster
 
 # Rows of queries that see a partial mask at a time: a chunk's mask is [MASK_ROWS, keys], never square.
 MASK_ROWS = 512
-
-# Training on a CPU: up to this length two matrix products and a softmax, forth and back, take less than a third
-# of the time of torch's fused attention (144 tokens, 4 heads of 64, bfloat16: 6.8 ms against 24.4 ms).
-EXPLICIT_TOKENS = 1024
 
 
 def attend_packed(
@@ -39,34 +36,14 @@ def attend_packed(
     rows = [torch.split(x, [length * count for length, count in groups]) for x in (q, k, v)]
     for (length, count), *own in zip(groups, *rows, strict=True):
         qs, ks, vs = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in own)
-        if q.requires_grad and q.device.type == "cpu" and length <= EXPLICIT_TOKENS:
-            out = _explicit(qs, ks, vs, causal=causal, scale=scale)
+        if is_faster(q, length, causal=causal):
+            out = attend_explicit(qs, ks, vs, causal=causal, scale=scale)
         else:
             out = F.scaled_dot_product_attention(
                 qs, ks, vs, is_causal=causal and length > 1, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
             )
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else v.new_empty(0, q.shape[1], v.shape[2])
-
-
-def _explicit(
-    q: Float[Tensor, "B H T K"],
-    k: Float[Tensor, "B G T K"],
-    v: Float[Tensor, "B G T L"],
-    *,
-    causal: bool,
-    scale: float | None,
-) -> Float[Tensor, "B H T L"]:
-    """softmax(q k^T / sqrt(K)) v, written out (Vaswani et al. 2017, eq. 1)."""
-    shared = q.shape[1] // k.shape[1]
-    if shared > 1:
-        k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
-    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-1, -2)
-    if causal:
-        length = q.shape[-2]
-        later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(later, float("-inf"))
-    return scores.softmax(-1) @ v
 
 
 def attend_cached(

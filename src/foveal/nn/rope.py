@@ -5,9 +5,12 @@ Angles are always computed in float32. "Half-split" form: feature i turns with f
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from foveal.core.shapes import Float, Int
 
@@ -28,11 +31,41 @@ class Rotation:
     def to(self, dtype: torch.dtype) -> "Rotation":
         return Rotation(self.cos.to(dtype), self.sin.to(dtype))
 
+    @cached_property
+    def signed(self) -> Tensor:
+        """The sines, negative in the first half [T, 1, K]."""
+        low, high = self.sin.chunk(2, dim=-1)
+        return torch.cat((-low, high), dim=-1)
+
     def __call__(self, x: Float[Tensor, "T H K"]) -> Float[Tensor, "T H K"]:
         """Rotates queries or keys; computed in the rotation's type, returned in that of `x`."""
+        if x.requires_grad:
+            return _Turn.apply(x, self.cos, self.signed)  # type: ignore[no-untyped-call]
         low, high = x.to(self.cos.dtype).chunk(2, dim=-1)
         cos, sin = self.cos.chunk(2, dim=-1)[0], self.sin.chunk(2, dim=-1)[0]
         return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
+
+
+class _Turn(torch.autograd.Function):
+    """Rotation in training: whole rows at a time, and on the way back the same by the opposite angle."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, signed: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, signed)
+        return _turned(x, cos, signed, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        cos, signed = ctx.saved_tensors
+        return _turned(gradients[0], cos, signed, -1), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, signed: Tensor, way: int) -> Tensor:
+    """x cos + way * (x with its halves exchanged) * signed."""
+    low, high = x.chunk(2, dim=-1)
+    exchanged = torch.cat((high, low), dim=-1).to(cos.dtype)
+    return (x.to(cos.dtype) * cos).addcmul_(exchanged, signed, value=way).to(x.dtype)
 
 
 def frequencies(size: int, theta: float, device: torch.device) -> Float[Tensor, "F"]:

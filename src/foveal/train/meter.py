@@ -7,13 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from foveal.language.decoder import Decoder
 from foveal.nn.moe import Router
 from foveal.train.task import Size
 
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "RTX 4090": 165e12}
-"""Dense operations a second in bfloat16 and float16, from the vendors' data sheets, by a part of the device's name."""
+PEAKS = {
+    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H200 NVL": 835e12, "H100": 989e12, "H200": 989e12,
+    "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "RTX 4090": 165e12,
+}  # fmt: skip
+"""Dense operations a second in bfloat16 and float16 with sums in float32, from the vendors' data sheets, by a part of
+the device's name; the first that fits counts."""
 
 
 COUNTED = ("samples", "tokens", "learned", "images", "patches", "visual", "packs", "skipped")
@@ -43,9 +48,7 @@ class Meter:
     """Adds up steps and makes a row of them.
 
     Args:
-        network: counted for the arithmetic of a step: a multiplication and an addition by every weight for every
-            token or patch, forward, and again backward for what lies above a weight that learns, and again for what
-            learns. Attention's products and normalisation are not counted, so the share is on the low side.
+        network: counted for the arithmetic of a step, see `operations`.
         peak: operations a second of one process's device; None leaves the share out.
         world: processes.
     """
@@ -102,40 +105,63 @@ class Meter:
 
 
 def operations(network: nn.Module) -> dict[str, float] | None:
-    """Operations of a training step for every token, visual token and patch; None for mixtures of experts, where
-    they depend on the routing."""
+    """Operations of a training step for every token, learned token, visual token and patch.
+
+    A multiplication and an addition by every number of a matrix: forward; backward to its input where something
+    before it learns; and for its own gradient where it learns itself. The head counts for learned tokens only, since
+    it is computed for no others. Not counted are attention's products, norms, tables that are looked up, and what is
+    computed again to save memory, so the share of the peak is on the low side.
+
+    None for mixtures of experts, where it depends on the routing.
+    """
     if any(isinstance(m, Router) for m in network.modules()):
         return None
-    costs = {"tokens": 0.0, "visual": 0.0, "patches": 0.0}
-    flows = False  # whether a weight that learns lies before
+    costs = dict.fromkeys(("tokens", "learned", "visual", "patches"), 0.0)
+    flows = False  # whether something that learns lies before
     for name, part in network.named_children():
         unit = {"vision": "patches", "adapter": "visual"}.get(name, "tokens")
         if name == "text":
             flows = False
-        table = getattr(part, "embed", None) if getattr(part, "head", None) is not None else None
-        looked_up = table.weight.numel() if isinstance(table, nn.Embedding) else 0
-        size = sum(p.numel() for p in part.parameters()) - looked_up
-        learns = sum(p.numel() for p in part.parameters() if p.requires_grad)
-        costs[unit] += 2.0 * size + 2.0 * (size if flows or learns else 0) + 2.0 * min(size, learns)
-        flows = flows or learns > 0
+        tables = {p for m in part.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+        tables |= {p for n, p in part.named_parameters() if n.rpartition(".")[2] == "positions"}
+        head = _head(part)
+        for parameter in part.parameters():
+            if parameter.ndim > 1 and parameter is not head and parameter not in tables:
+                costs[unit] += _cost(parameter, flows)
+            flows = flows or parameter.requires_grad
+        if head is not None:
+            costs["learned"] += _cost(head, flows)
     return costs
 
 
+def _head(part: nn.Module) -> Tensor | None:
+    """The matrix that gives a decoder's scores, which may be the table of its tokens."""
+    if not isinstance(part, Decoder):
+        return None
+    return part.embed.weight if part.head is None else part.head.weight
+
+
+def _cost(matrix: Tensor, flows: bool) -> float:
+    return 2.0 * matrix.numel() * (1 + flows + matrix.requires_grad)
+
+
 def peak_operations(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second that a device can do: by its name, or else as a product of two matrices measures it."""
+    """Operations a second that a device can do: by its name, or else the best of products of growing matrices."""
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         name = torch.cuda.get_device_name(device)
         for known, peak in PEAKS.items():
             if known in name:
                 return peak
-    side = 512 if device.type == "cpu" else 4096
-    a = torch.ones(side, side, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(4):
-        begin = time.perf_counter()
-        (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - begin)
-    return 2 * side**3 / best
+    best, side, passed = 0.0, 256, 0.0
+    while side <= 8192 and passed < 0.05:
+        side *= 2
+        a = torch.rand(side, side, device=device, dtype=dtype)
+        for _ in range(3):
+            begin = time.perf_counter()
+            (a @ a)[0, 0].item()
+            passed = time.perf_counter() - begin
+            best = max(best, 2 * side**3 / passed)
+    return best
 
 
 def memory_bytes() -> int:
