@@ -28,6 +28,7 @@ SAMPLING = (
     "min_p",
     "repetition_penalty",
     "presence_penalty",
+    "frequency_penalty",
     "seed",
     "stop",
 )
@@ -58,6 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     said.add_argument("--min-p", type=float, metavar="P")
     said.add_argument("--repetition-penalty", type=float, metavar="R")
     said.add_argument("--presence-penalty", type=float, metavar="R")
+    said.add_argument("--frequency-penalty", type=float, metavar="R")
     said.add_argument("--seed", type=int, metavar="N")
     said.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this; several allowed")
 

@@ -127,9 +127,11 @@ class BlockPool:
 
     @property
     def kept_bytes(self) -> int:
-        """Memory of all pieces."""
-        pieces = (b.piece for b in (*self._doubled.values(), *self._idle.values()) if b.piece is not None)
-        return sum(t.numel() * t.element_size() for piece in pieces for tensors in piece for t in tensors)
+        """Memory of all pieces, which are of one size."""
+        block = next(iter(self._idle.values()), None) or next(iter(self._doubled.values()), None)
+        if block is None or block.piece is None:
+            return 0
+        return self.kept * sum(t.numel() * t.element_size() for tensors in block.piece for t in tensors)
 
     def _hold(self, block: Block, store: Store) -> None:
         if not block.holders and block.piece is not None:

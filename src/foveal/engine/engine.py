@@ -358,9 +358,11 @@ class Engine:
             self._ids.discard(task.id)
 
     def _weights(self) -> bytes:
-        """256 bits that change whenever a weight is replaced or written to, an adapter's too."""
-        found = hashlib.sha256(f"{self.model.network.training}".encode())
-        for tensor in itertools.chain(self.model.network.parameters(), self.model.network.buffers()):
+        """256 bits that change whenever a weight or a layer is replaced or a weight is written to, an adapter's too."""
+        network = self.model.network
+        layers = [id(module) for module in network.modules()]  # some hold their weights in forms of their own
+        found = hashlib.sha256(f"{network.training} {layers}".encode())
+        for tensor in itertools.chain(network.parameters(), network.buffers()):
             version = 0 if tensor.is_inference() else tensor._version
             found.update(f"{tensor.data_ptr()} {version} {tensor.dtype} ".encode())
         return found.digest()

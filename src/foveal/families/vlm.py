@@ -1,6 +1,5 @@
 """The network that all vision-language families share: vision -> adapter -> language."""
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -104,7 +103,6 @@ class VLM(nn.Module):
         *,
         keep: Iterable[str] = (),
         cache: Cache | None = None,
-        chunk: int | None = None,
         at: Int64[np.ndarray, "S"] | None = None,
     ) -> Output:
         """Scores the next token after every token of the batch.
@@ -114,11 +112,10 @@ class VLM(nn.Module):
             keep: names of intermediate results to return: "vision" [P, C], "adapter" [M, D],
                 "embeddings" [T, D], "layers.N" [T, D], "norm" [T, D].
             cache: where to leave keys and values for later tokens; one place a sequence.
-            chunk: with a cache, run the decoder over at most this many tokens of a sequence at a time.
             at: score only after these tokens of the pack; training and prefill need few of them.
 
         Raises:
-            InputError: an unknown name in `keep`, `chunk` without a cache, or a batch that does not fit.
+            InputError: an unknown name in `keep`, or a batch that does not fit.
         """
         taps = Keep(keep)
         visual = self.see(batch, taps) if len(batch.media) else None
@@ -127,31 +124,7 @@ class VLM(nn.Module):
         positions = torch.from_numpy(batch.positions).to(self.device)
         starts = batch.starts.tolist()
         deep = self.deepen(batch, visual)
-        if chunk is None:
-            hidden = self.language(x, positions, starts, cache=cache, keep=taps, deep=deep)
-        else:
-            if cache is None or taps.wanted or type(chunk) is not int or chunk < 1:
-                raise InputError(f"chunk={chunk} needs a cache, no `keep`, and at least 1; got another combination.")
-            hidden = self._in_chunks(x, positions, starts, cache, chunk, deep)
+        hidden = self.language(x, positions, starts, cache=cache, keep=taps, deep=deep)
         if at is not None:
             hidden = hidden[torch.from_numpy(at).to(self.device)]
         return Output(self.language.logits(hidden), taps.finish())
-
-    def _in_chunks(
-        self,
-        x: Float[Tensor, "T D"],
-        positions: Tensor,
-        starts: list[int],
-        cache: Cache,
-        chunk: int,
-        deep: Sequence[Float[Tensor, "T D"]],
-    ) -> Float[Tensor, "T D"]:
-        """The decoder over `chunk` tokens of one sequence after another; the result keeps the pack's order."""
-        parts = []
-        for sequence, (start, stop) in enumerate(itertools.pairwise(starts)):
-            for first in range(start, stop, chunk):
-                end = min(first + chunk, stop)
-                bounds = [0] * (sequence + 1) + [end - first] * (len(starts) - 1 - sequence)
-                added = [d[first:end] for d in deep]
-                parts.append(self.language(x[first:end], positions[:, first:end], bounds, cache=cache, deep=added))
-        return torch.cat(parts)

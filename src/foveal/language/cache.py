@@ -111,7 +111,3 @@ class Cache:
         """Counts the tokens that every layer has just written, one number a sequence."""
         for store, new in zip(self.stores, lengths, strict=True):
             store.length += new
-
-    def keep_only(self, sequences: Sequence[int]) -> None:
-        """Drops all sequences but these, in this order."""
-        self.stores = [self.stores[i] for i in sequences]
