@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from foveal.engine.answer import Answer, Usage
     from foveal.engine.classifier import Classifier, Guess
     from foveal.engine.dual import Dual, Match
-    from foveal.engine.engine import Engine, EngineStats
+    from foveal.engine.engine import Engine
     from foveal.engine.load import load
     from foveal.engine.model import Model
     from foveal.engine.options import EngineOptions
     from foveal.engine.request import Constraint, Event, Sampling
+    from foveal.engine.stats import EngineStats
     from foveal.processing.document import Document, Element, read_document
 
 __version__ = "0.1.0"
@@ -33,7 +34,7 @@ _HOME = {
     "Element": "processing.document",
     "Engine": "engine.engine",
     "EngineOptions": "engine.options",
-    "EngineStats": "engine.engine",
+    "EngineStats": "engine.stats",
     "Event": "engine.request",
     "FovealError": "core.errors",
     "Guess": "engine.classifier",

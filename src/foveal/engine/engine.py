@@ -1,27 +1,29 @@
 """The engine: many requests at once, one step at a time."""
 
-import hashlib
 import itertools
 import logging
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from foveal.core.errors import ContextError, FovealError, InputError
+from foveal.core.errors import ContextError, InputError
 from foveal.core.packed import Packed
 from foveal.engine.blocks import BlockPool
 from foveal.engine.options import EngineOptions
-from foveal.engine.prefix import chain, content_key
+from foveal.engine.prefix import chain, content_key, rows_of_media, weights_key
 from foveal.engine.request import Constraint, Event, Generation, Sampling
 from foveal.engine.runner import Runner
-from foveal.engine.sampling import Choice, best, is_plain, not_finite, pick
+from foveal.engine.sampling import best, is_plain
 from foveal.engine.scheduler import Scheduler
+from foveal.engine.speak import chosen, sampled, speak
 from foveal.engine.speculate import Lookup
+from foveal.engine.stats import EngineStats
 from foveal.engine.task import Slice, Task
 from foveal.engine.vision_cache import VisionCache
 from foveal.language.cache import Store
@@ -32,41 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LEAST_CACHE_BYTES = 2**30
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineStats:
-    """What an engine does and holds.
-
-    Attributes:
-        running, waiting: answers.
-        blocks_in_use, blocks_cached, blocks_free: blocks of running answers, of finished ones, and the rest.
-        block_tokens: tokens in a block.
-        cache_bytes: memory of keys and values, both kinds.
-        vision_hits, vision_misses: media whose visual tokens were known, and those that passed the tower.
-        vision_bytes: visual tokens that are kept.
-        prefix_tokens: tokens that did not have to be computed because an earlier sequence began alike.
-        preemptions: how often an answer had to wait again.
-        prompt_tokens, answer_tokens: computed and said so far.
-        guessed, guessed_right: tokens of speculation, and those that were kept.
-    """
-
-    running: int
-    waiting: int
-    blocks_in_use: int
-    blocks_cached: int
-    blocks_free: int
-    block_tokens: int
-    cache_bytes: int
-    vision_hits: int
-    vision_misses: int
-    vision_bytes: int
-    prefix_tokens: int
-    preemptions: int
-    prompt_tokens: int
-    answer_tokens: int
-    guessed: int
-    guessed_right: int
 
 
 class Engine:
@@ -158,12 +125,12 @@ class Engine:
         if chunk is not None and (type(chunk) is not int or chunk < 1):
             raise InputError(f"chunk={chunk!r} needs to be a whole number of at least 1.")
         constraints = [constraint] if constraint is None or isinstance(constraint, Constraint) else [*constraint]
-        if len(constraints) not in (n, 1) or (n > 1 and constraints != [None] and len(constraints) != n):
+        if constraints != [None] and len(constraints) != n:
             raise InputError(f"{len(constraints)} constraints for {n} answers; each answer needs one of its own.")
         settled = self.settle(packed, sampling)
-        patches = _rows_of_media(packed)
+        patches = rows_of_media(packed)
         self._scheduler.check(len(packed.tokens) + cast(int, settled.max_tokens), n)
-        weights = self._weights()
+        weights = weights_key(self.model.network)
         contents = [content_key(packed, medium, rows, weights) for medium, rows in enumerate(patches)]
         keys: list[bytes] = []
         if self.options.prefix_cache:
@@ -207,7 +174,11 @@ class Engine:
         slices = [piece for piece in slices if piece.task not in failed]
         if not slices:
             return events
-        scores = self._runner.run(slices)
+        try:
+            scores = self._runner.run(slices)
+        except Exception as error:
+            log.exception("a step of %d requests fails", len(slices))
+            return events + [event for piece in slices for event in self._fail(piece.task, error)]
         for piece in slices:
             self._prompt_tokens += max(0, min(piece.stop, piece.task.prompt_tokens) - piece.start)
             self._scheduler.computed(piece.task)
@@ -269,8 +240,10 @@ class Engine:
         """The tokens of one answer: the one that follows, and as many more as were guessed right."""
         task, events = piece.task, []
         for number, row in enumerate(rows):
-            event = self._next(task, row, tokens[number] if tokens is not None else None, greedy=tokens is not None)
+            choose = partial(sampled, task, row, self._banned) if tokens is None else partial(chosen, tokens[number])
+            event = speak(task, choose, self.model.stop_ids)
             events.append(event)
+            self._answer_tokens += event.finish_reason != "error"
             if event.finish_reason is not None:
                 break
             if number < len(piece.guess) and piece.guess[number] != event.token:
@@ -282,36 +255,6 @@ class Engine:
         if events[-1].finish_reason is not None:
             self._finish(task)
         return events
-
-    def _next(self, task: Task, row: Tensor, token: int | None, *, greedy: bool) -> Event:
-        """One more token of an answer, which may be known already when it is simply the best one."""
-        try:
-            if not greedy:
-                allowed = None if task.constraint is None else np.asarray(task.constraint.mask(), dtype=bool)
-                choice = pick(row.clone(), task.generation, self._banned, allowed)
-            elif token is None:
-                raise not_finite()
-            else:
-                choice = Choice(token=token)
-            task.say(choice.token, self.model.stop_ids)
-            if task.constraint is not None and task.generation.finish_reason != "stop":
-                task.constraint.accept(choice.token)
-                if task.constraint.done:
-                    task.generation.finish_reason = "stop"
-        except Exception as error:
-            if not isinstance(error, FovealError):
-                log.exception("request %s fails", task.id)
-            return Event(id=task.id, index=task.index, token=-1, finish_reason="error", error=str(error))
-        self._answer_tokens += 1
-        return Event(
-            id=task.id,
-            index=task.index,
-            token=choice.token,
-            logprob=choice.logprob,
-            top=choice.top,
-            finish_reason=task.generation.finish_reason,
-            cached_tokens=task.cached_tokens,
-        )
 
     def _fork(self, task: Task, rows: Tensor, tokens: Sequence[int | None] | None) -> list[Event]:
         """The other answers of a request go their own ways from the end of the prompt that was computed for all."""
@@ -340,7 +283,7 @@ class Engine:
             if task.generation.finish_reason is not None and whole > start:
                 tokens = np.array(task.tokens[start:whole], dtype=np.int64)
                 marks = self.model.network.marks(self._runner.places(task, start, whole))
-                before = task.keys[-1] if task.keys else self._weights()
+                before = task.keys[-1] if task.keys else weights_key(self.model.network)
                 runs, contents = task.runs, task.contents
                 keys = chain(before, tokens, marks, size, start=start, runs=runs, contents=contents)
                 self._scheduler.computed(task, keys)
@@ -356,28 +299,3 @@ class Engine:
         self._scheduler.drop(task)
         if not any(t.id == task.id for t in (*self._scheduler.running, *self._scheduler.waiting)):
             self._ids.discard(task.id)
-
-    def _weights(self) -> bytes:
-        """256 bits that change whenever a weight or a layer is replaced or a weight is written to, an adapter's too."""
-        network = self.model.network
-        layers = [id(module) for module in network.modules()]  # some hold their weights in forms of their own
-        found = hashlib.sha256(f"{network.training} {layers}".encode())
-        for tensor in itertools.chain(network.parameters(), network.buffers()):
-            version = 0 if tensor.is_inference() else tensor._version
-            found.update(f"{tensor.data_ptr()} {version} {tensor.dtype} ".encode())
-        return found.digest()
-
-
-def _rows_of_media(packed: Packed) -> list[slice]:
-    """Which patches belong to each medium; raises `InputError` for a pack that does not fit together."""
-    counts = packed.grids.prod(axis=1).tolist()
-    bounds = list(itertools.accumulate(counts, initial=0))
-    lengths = [0] * len(packed.media)
-    for run in packed.runs:
-        lengths[run.medium] += run.length
-    if bounds[-1] != len(packed.patches) or lengths != [medium.tokens for medium in packed.media]:
-        raise InputError(
-            f"the prompt has {sum(lengths)} places for visual tokens but the media give "
-            f"{sum(medium.tokens for medium in packed.media)}; process prompt and media together."
-        )
-    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]

@@ -107,7 +107,7 @@ class Scheduler:
         pool = self.pool
         needed = pool.blocks(tokens)
         if needed > task.blocks:
-            # More than is needed, so that what is there is rarely copied: an eighth costs a sixteenth at most.
+            # An eighth more than is there, so that it is copied once in so many tokens.
             wanted = min(max(needed, task.blocks + task.blocks // 8), pool.blocks(task.most_tokens))
             while not pool.reserve(wanted - task.blocks):
                 if wanted > needed:
