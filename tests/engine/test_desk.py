@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -46,6 +47,18 @@ def test_a_stream_that_is_left_ends(vlm):
     del stream
     gc.collect()
     assert_empty(vlm._desk.engine)
+
+
+def test_a_model_is_gone_when_it_is_dropped(tmp_path):
+    vlm = engines.model("qwen2_vl", tmp_path)
+    vlm.chat("What?", max_tokens=2)
+    network = weakref.ref(vlm.network)
+    gc.disable()
+    try:
+        del vlm
+        assert network() is None
+    finally:
+        gc.enable()
 
 
 def test_an_error_reaches_its_caller(tmp_path):

@@ -43,7 +43,9 @@ class Engine:
     """
 
     def __init__(self, model: "Model", options: EngineOptions = EngineOptions()) -> None:  # noqa: B008 (frozen)
-        self.model, self.options = model, options
+        self.options = options
+        # The parts of the model, not the model: it holds an engine itself, and is to be gone when its user drops it.
+        self._network, self._stops, self._answer = model.network, model.stop_ids, model.answer_tokens
         config = model.network.language.config
         token_bytes = config.cache_values * model.network.dtype.itemsize
         context = model.family.context(model.config)
@@ -62,7 +64,8 @@ class Engine:
         self._scheduler = Scheduler(options, self._pool, self._vision, depth=config.depth)
         self._runner = Runner(model.network, self._vision)
         self._context = context
-        self._banned = torch.tensor(sorted(model.processor.banned_ids), dtype=torch.long)
+        self._banned_ids = model.processor.banned_ids
+        self._banned = torch.tensor(sorted(self._banned_ids), dtype=torch.long)
         self._arrivals = itertools.count()
         self._ids: set[str] = set()
         self._prompt_tokens = self._answer_tokens = self._guessed = self._guessed_right = 0
@@ -86,7 +89,7 @@ class Engine:
             )
         if wanted is None:
             held = self._pool.total * self._pool.block_tokens - length
-            wanted = max(1, min(self.model.answer_tokens, room, held))
+            wanted = max(1, min(self._answer, room, held))
         self._scheduler.check(length + wanted, 0)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         return replace(sampling, max_tokens=wanted, seed=seed)
@@ -130,11 +133,11 @@ class Engine:
         settled = self.settle(packed, sampling)
         patches = rows_of_media(packed)
         self._scheduler.check(len(packed.tokens) + cast(int, settled.max_tokens), n)
-        weights = weights_key(self.model.network)
+        weights = weights_key(self._network)
         contents = [content_key(packed, medium, rows, weights) for medium, rows in enumerate(patches)]
         keys: list[bytes] = []
         if self.options.prefix_cache:
-            marks = self.model.network.marks(packed.positions)
+            marks = self._network.marks(packed.positions)
             size = self.options.block_tokens
             keys = chain(weights, packed.tokens, marks, size, runs=packed.runs, contents=contents)
         arrival = next(self._arrivals)
@@ -154,7 +157,7 @@ class Engine:
                 keys=[*keys],
                 constraint=constraints[index if len(constraints) > 1 else 0],
                 chunk=chunk,
-                lookup=Lookup(self.model.processor.banned_ids) if self.options.speculate else None,
+                lookup=Lookup(self._banned_ids) if self.options.speculate else None,
             )
             for index in range(n)
         )
@@ -241,7 +244,7 @@ class Engine:
         task, events = piece.task, []
         for number, row in enumerate(rows):
             choose = partial(sampled, task, row, self._banned) if tokens is None else partial(chosen, tokens[number])
-            event = speak(task, choose, self.model.stop_ids)
+            event = speak(task, choose, self._stops)
             events.append(event)
             self._answer_tokens += event.finish_reason != "error"
             if event.finish_reason is not None:
@@ -282,8 +285,8 @@ class Engine:
             whole = task.computed // size * size
             if task.generation.finish_reason is not None and whole > start:
                 tokens = np.array(task.tokens[start:whole], dtype=np.int64)
-                marks = self.model.network.marks(self._runner.places(task, start, whole))
-                before = task.keys[-1] if task.keys else weights_key(self.model.network)
+                marks = self._network.marks(self._runner.places(task, start, whole))
+                before = task.keys[-1] if task.keys else weights_key(self._network)
                 runs, contents = task.runs, task.contents
                 keys = chain(before, tokens, marks, size, start=start, runs=runs, contents=contents)
                 self._scheduler.computed(task, keys)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +113,7 @@ class Model:
         self.sampling = Sampling.from_published(loaded.generation, stop=self.processor.processing.stop_texts)
         self.answer_tokens = answer_tokens(loaded.generation, DEFAULT_TOKENS)
         self.stop_ids = stop_ids(loaded.generation, self.processor.end_of_turn) | self.processor.stop_ids
+        self._desk = Desk(Engine(self, engine))
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -188,10 +188,6 @@ class Model:
         _known(options, (*PROCESS_OPTIONS, *(f.name for f in fields(Sampling))))
         seen = {k: v for k, v in options.items() if k in PROCESS_OPTIONS}
         return seen, {k: v for k, v in options.items() if k not in PROCESS_OPTIONS}
-
-    @cached_property
-    def _desk(self) -> Desk:
-        return Desk(Engine(self, self.options))
 
     def _speech(self, sampling: Sampling, packed: Packed) -> Speech:
         return Speech(self.processor, sampling, packed, self.stop_ids)
