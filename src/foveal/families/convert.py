@@ -27,6 +27,7 @@ from foveal.core.errors import ConfigError, FovealError, HubError, InputError, W
 from foveal.families.base import Family
 from foveal.families.describe import describe, families, family_of, folder_of
 from foveal.families.load import fitting_map, name_map, save_folder, to_json, torch_dtype
+from foveal.families.quantized import Quantized
 from foveal.processing.pictures import PictureProcessing
 from foveal.weights.arrays import plain, read_npz
 from foveal.weights.checkpoint import INDEX, SINGLE, open_checkpoint, read_header
@@ -37,6 +38,7 @@ from foveal.weights.read import fill, shapes_fit
 from foveal.weights.write import refuse_foreign
 
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+Quantize = Callable[[torch.nn.Module, Any], Quantized]
 MAX_SMALL_BYTES = 256 * 1024**2
 """Largest file that is taken for a configuration or a vocabulary."""
 
@@ -69,7 +71,12 @@ class Converted:
 
 
 def convert(
-    source: str | Path, target: str | Path, *, files: str | Path | None = None, dtype: str | None = None
+    source: str | Path,
+    target: str | Path,
+    *,
+    files: str | Path | None = None,
+    dtype: str | None = None,
+    quantize: Quantize | None = None,
 ) -> Converted:
     """Writes the checkpoint `source` to the folder `target`, which appears whole or not at all.
 
@@ -78,6 +85,7 @@ def convert(
         target: a new folder, or an earlier checkpoint, which is replaced.
         files: a folder with small files that the source lacks (config.json, vocabulary, processor settings).
         dtype: "bfloat16", "float16" or "float32"; by default as stored, and float32 where the source mixes types.
+        quantize: the filled network and its processor -> the layers that are written as codes.
 
     Raises:
         InputError, HubError: source or target cannot be used; ConfigError: no family knows the layout, or a
@@ -114,6 +122,7 @@ def convert(
         if family.portable is not None:
             config, processor = family.portable(config, processor)
             network = _moved(network, family.build, config, notes)
+        quantized = None if quantize is None else quantize(network.eval().requires_grad_(False), processor)
         save_folder(
             place,
             family=family,
@@ -121,6 +130,7 @@ def convert(
             network=network,
             processor=processor,
             generation=described.generation,
+            quantized=quantized,
         )
         written = open_checkpoint(place)
         return Converted(

@@ -10,13 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from foveal.core.config import read_json
 from foveal.core.errors import InputError, WeightsError, neighbours
 from foveal.families.base import Family
 from foveal.families.describe import Described, describe
+from foveal.families.quantized import Quantized, config_of, fill_quantized, outline
 from foveal.nn.lora import adapted
+from foveal.nn.quantized_linear import QuantizedLinear
 from foveal.processing.pictures import PictureProcessor
 from foveal.processing.processor import Processor
 from foveal.weights.names import NameMap
+from foveal.weights.quantized import layout_of
 from foveal.weights.read import fill, open_checkpoint, shapes_fit
 from foveal.weights.write import replacing_folder, save
 
@@ -60,8 +64,13 @@ def load(
     with torch.device("meta"):
         network = described.family.build(described.config)
     checkpoint = open_checkpoint(folder)
-    names = fitting_map(described.family, checkpoint.tensors, lambda names: shapes_fit(network, checkpoint, names))
-    fill(network, checkpoint, names, dtype=kind, device=place)
+    layout = layout_of(read_json(folder / "config.json"), str(folder / "config.json"))
+    whole = checkpoint if layout is None else outline(checkpoint, layout)
+    names = fitting_map(described.family, whole.tensors, lambda names: shapes_fit(network, whole, names))
+    if layout is None:
+        fill(network, checkpoint, names, dtype=kind, device=place)
+    else:
+        fill_quantized(network, checkpoint, layout, names, dtype=kind, device=place)
     if adapter is not None:
         from foveal.families.adapter import open_adapter
 
@@ -116,15 +125,26 @@ def save_folder(
     processor: Processor | PictureProcessor,
     generation: Mapping[str, Any],
     shard_bytes: int = 5 * 10**9,
+    quantized: Quantized | None = None,
 ) -> None:
-    """Writes a complete checkpoint in the official layout; `folder` appears whole or not at all."""
+    """Writes a complete checkpoint in the official layout; `folder` appears whole or not at all.
+
+    `quantized` has the linear layers that are written as codes (compressed-tensors) instead of the network's weights.
+    """
     if layers := adapted(network):
         raise WeightsError(
             f"{len(layers)} layers carry updates (first: {min(layers)}), for which a checkpoint has no place; save "
             "the adapter alone, or merge and strip it first."
         )
+    if packed := [name for name, module in network.named_modules() if isinstance(module, QuantizedLinear)]:
+        raise WeightsError(
+            f"{len(packed)} layers are quantized in memory (first: {packed[0]}) and cannot be written; "
+            "`foveal convert --quantize` writes a quantized folder from the full weights."
+        )
     names = name_map(family, family.layout(config))
     published = family.to_published(config)
+    if quantized is not None:
+        published |= config_of(quantized, network, names, family)
     published["torch_dtype"] = str(next(network.parameters()).dtype).removeprefix("torch.")
     published |= processor.published_ids()
     files: dict[str, str | bytes] = {"config.json": to_json(published), **processor.files()}
@@ -133,7 +153,8 @@ def save_folder(
     with replacing_folder(folder) as temporary:
         for name, content in files.items():
             (temporary / name).write_bytes(content.encode() if isinstance(content, str) else content)
-        save(network, temporary, names, shard_bytes=shard_bytes)
+        replaced = {} if quantized is None else {f"{name}.weight": parts for name, parts in quantized.layers.items()}
+        save(network, temporary, names, shard_bytes=shard_bytes, replaced=replaced)
 
 
 def to_json(value: Mapping[str, Any]) -> str:

@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 HARMLESS = frozenset(
     """architectures attention_dropout auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id
     hidden_dropout id2label image_token_id initializer_range is_decoder is_encoder_decoder label2id layer_types
-    max_window_layers model_type output_attentions output_hidden_states pad_token_id problem_type return_dict
-    sliding_window torch_dtype transformers_version use_cache video_token_id vision_end_token_id
-    vision_start_token_id vision_token_id""".split()
+    max_window_layers model_type output_attentions output_hidden_states pad_token_id problem_type
+    quantization_config return_dict sliding_window torch_dtype transformers_version use_cache video_token_id
+    vision_end_token_id vision_start_token_id vision_token_id""".split()
 )
 
 _MISSING = object()

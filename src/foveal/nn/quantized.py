@@ -84,8 +84,10 @@ def common_group(columns: list[int], wanted: int) -> int:
     raise ConfigError(f"layers of {sorted(set(columns))} inputs have no groups of {wanted} or a smaller usual size.")
 
 
-def rounded(weight: Tensor, *, bits: int, group: int, importance: Tensor | None = None) -> Codes:
-    """The symmetric codes of a weight [O, I] in groups of `group` inputs; scales have the weight's type.
+def rounded(
+    weight: Tensor, *, bits: int, group: int, importance: Tensor | None = None, kind: torch.dtype | None = None
+) -> Codes:
+    """The symmetric codes of a weight [O, I] in groups of `group` inputs; scales have the type `kind`, or the weight's.
 
     8 bits reach from -127 to 127 of the largest absolute value. For 4 bits (-8 to 7) every group takes the scale of
     SHRINKS x that value / 7 whose squared error is least, weighed by `importance` [I] if given.
@@ -98,11 +100,13 @@ def rounded(weight: Tensor, *, bits: int, group: int, importance: Tensor | None 
     if columns % group:
         raise ConfigError(f"{columns} inputs have no groups of {group}.")
     step = max(1, 2**20 // columns)  # rows at a time, so that temporaries stay in the processor's cache
-    parts = [_rounded(part, bits, group, importance) for part in torch.split(weight, step)]
+    parts = [_rounded(part, bits, group, importance, kind or weight.dtype) for part in torch.split(weight, step)]
     return Codes(bits=bits, codes=torch.cat([c for c, _ in parts]), scales=torch.cat([s for _, s in parts]))
 
 
-def _rounded(weight: Tensor, bits: int, group: int, importance: Tensor | None) -> tuple[Tensor, Tensor]:
+def _rounded(
+    weight: Tensor, bits: int, group: int, importance: Tensor | None, kind: torch.dtype
+) -> tuple[Tensor, Tensor]:
     blocks = weight.float().view(len(weight), -1, group)
     top = (1 << (bits - 1)) - 1
     bottom = -top if bits == 8 else -top - 1
@@ -111,7 +115,7 @@ def _rounded(weight: Tensor, bits: int, group: int, importance: Tensor | None) -
     weights = None if importance is None else importance.float().view(1, -1, group)
     best: tuple[Tensor, Tensor, Tensor] | None = None
     for share in SHRINKS if bits == 4 else (1.0,):
-        scales = (widest * share).clamp_min(tiny).to(weight.dtype)
+        scales = (widest * share).clamp_min(tiny).to(kind)
         wide = scales[..., None].float()
         codes = (blocks / wide).round_().clamp_(bottom, top)
         if bits == 8:

@@ -201,6 +201,11 @@ def _mismatch(piece: _Piece, target: Tensor) -> Iterator[str]:
         yield f"{info.name} is stored as {info.dtype}, expected {target.dtype}"
 
 
+def stored_tensor(info: TensorInfo) -> Tensor:
+    """One stored tensor as it is, in a memory map of its file."""
+    return _Window(None).tensor(info)
+
+
 class _Window:
     """Tensors in a memory map that is dropped after `limit` bytes were used of it; None keeps it."""
 

@@ -43,6 +43,7 @@ def save(
     shard_bytes: int = SHARD_BYTES,
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
+    replaced: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Writes the parameters and persistent buffers of `module` into `folder` under their published names.
 
@@ -54,6 +55,7 @@ def save(
         shard_bytes: tensors are spread over files of at most this size (one tensor is never split);
             one file alone is called model.safetensors, several come with an index.
         dtype: type of the floating tensors in the files; None keeps theirs.
+        replaced: our name of a weight -> what is written instead, by the last part of its name (quantized layers).
         metadata: text that goes into every file's header; {"format": "pt"} when None, which other
             libraries expect.
 
@@ -62,7 +64,7 @@ def save(
     """
     if shard_bytes <= 0:
         raise WeightsError(f"shard_bytes is {shard_bytes}, expected a number above 0.")
-    tensors = _published(module, names)
+    tensors = _published(module, names, replaced or {})
     shards = _shards(tensors, dtype, shard_bytes)
     target = Path(folder)
     done: dict[Path, str] = {}
@@ -96,7 +98,7 @@ def save(
             part.unlink(missing_ok=True)
 
 
-def _published(module: nn.Module, names: NameMap) -> dict[str, Tensor]:
+def _published(module: nn.Module, names: NameMap, replaced: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Published name -> tensor, in the module's order."""
     state = module.state_dict(keep_vars=True)
     owners: dict[int, str] = {}
@@ -110,6 +112,10 @@ def _published(module: nn.Module, names: NameMap) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         for published, place in (names.sources(name) or {}).items():
+            if name in replaced:
+                path = published.rpartition(".")[0]
+                tensors.update({f"{path}.{suffix}": part for suffix, part in replaced[name].items()})
+                continue
             if problem := unfit(tensor, place):
                 raise WeightsError(f"{published} cannot be written: {problem}.")
             tensors[published] = share(tensor.detach(), place)
