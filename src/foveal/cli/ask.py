@@ -37,6 +37,8 @@ SAMPLING = (
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", nargs="?", help="what to ask; without it, every line of input is a turn")
     parser.add_argument("--model", "-m", metavar="NAME", help="hub name or folder; default: the small model inside")
+    parser.add_argument("--quantize", metavar="KIND", help="round the language model's weights: int8 or int4")
+    parser.add_argument("--quantize-parts", metavar="PART,...", help="parts to round: language, vision, adapter")
     parser.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter to answer with: a folder or hub name")
     parser.add_argument("--image", "-i", action="append", default=[], metavar="FILE", help="can be given several times")
     parser.add_argument("--video", action="append", default=[], metavar="FILE", help="can be given several times")
@@ -73,8 +75,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError("the question is empty; ask something, or leave it out for a conversation.")
     _check_files(arguments)
     from foveal.engine.model import load
+    from foveal.families.quantize import parsed
 
-    model = load(arguments.model, dtype=arguments.dtype, device=arguments.device, adapter=arguments.adapter)
+    model = load(
+        arguments.model,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        adapter=arguments.adapter,
+        quantize=parsed(arguments.quantize, arguments.quantize_parts),
+    )
     options = {name: getattr(arguments, name) for name in PROCESSING + SAMPLING}
     options = {name: value for name, value in options.items() if value is not None}
     if arguments.question is None:

@@ -22,6 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="questions at a time (default 32)")
     parser.add_argument("--no-blind", action="store_true", help="leave out the run with empty pictures")
+    parser.add_argument("--quantize", metavar="KIND", help="round the language model's weights: int8 or int4")
     parser.add_argument("--dtype", metavar="TYPE", help="bfloat16, float16 or float32; default: as in the files")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or mps; default: an accelerator if there is one")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, for programs")
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         wordings = "unseen" if arguments.unseen_wordings else "test"
         task = SceneTask.generated(SpriteSet.load(Path(arguments.sprites)), scenes=arguments.scenes, wordings=wordings)
-    model = load(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    model = load(arguments.model, dtype=arguments.dtype, device=arguments.device, quantize=arguments.quantize)
 
     def progress(done: int, total: int) -> None:
         print(f"\rfoveal: {done} of {total} questions", end="" if done < total else "\n", file=sys.stderr, flush=True)

@@ -11,9 +11,11 @@ from foveal.engine.classifier import Classifier
 from foveal.engine.dual import Dual
 from foveal.engine.model import Model, default_device
 from foveal.engine.options import EngineOptions
+from foveal.engine.quantize import quantized
 from foveal.families.describe import folder_of
 from foveal.families.dual import DualEncoder
 from foveal.families.load import load as load_folder
+from foveal.families.quantize import Quantization
 from foveal.families.vlm import VLM
 from foveal.vision.classifier import ImageClassifier
 
@@ -28,6 +30,7 @@ def load(
     budget: MediaBudget | None = None,
     adapter: str | Path | None = None,
     engine: EngineOptions | None = None,
+    quantize: str | Quantization | None = None,
 ) -> Model: ...
 
 
@@ -41,6 +44,7 @@ def load(
     budget: MediaBudget | None = None,
     adapter: str | Path | None = None,
     engine: EngineOptions | None = None,
+    quantize: str | Quantization | None = None,
 ) -> Any: ...
 
 
@@ -53,6 +57,7 @@ def load(
     budget: MediaBudget | None = None,
     adapter: str | Path | None = None,
     engine: EngineOptions | None = None,
+    quantize: str | Quantization | None = None,
 ) -> Any:
     """Opens a model.
 
@@ -65,6 +70,8 @@ def load(
         budget: bounds for every medium that the model is asked about.
         adapter: folder or hub name of a LoRA adapter (PEFT's files), computed beside the weights.
         engine: bounds of the engine of a model that answers questions: memory, tokens of a step, guesses.
+        quantize: "int8" or "int4" rounds the language model's linear layers while they are opened; `Quantization`
+            names other parts and group sizes.
 
     Returns:
         `Model` for what answers questions, `Classifier` for what names pictures, `Dual` for what compares pictures
@@ -77,7 +84,7 @@ def load(
     """
     folder = folder_of(name, revision=revision)
     place = default_device() if device is None else device
-    loaded = load_folder(folder, dtype=dtype, device=place, adapter=adapter)
+    loaded = quantized(load_folder(folder, dtype=dtype, device=place, adapter=adapter), quantize)
     bounds = budget or MediaBudget()
     if isinstance(loaded.network, VLM):
         return Model(loaded, budget=bounds, engine=engine or EngineOptions())

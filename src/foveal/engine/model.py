@@ -14,11 +14,13 @@ from foveal.engine.answer import Answer, Usage
 from foveal.engine.desk import Desk
 from foveal.engine.engine import Engine
 from foveal.engine.options import EngineOptions
+from foveal.engine.quantize import quantized
 from foveal.engine.request import Event, Sampling, answer_tokens, stop_ids
 from foveal.engine.speech import Speech
 from foveal.families.describe import folder_of
 from foveal.families.load import Loaded, save_folder
 from foveal.families.load import load as load_folder
+from foveal.families.quantize import Quantization
 from foveal.families.vlm import VLM, Output
 from foveal.processing.messages import ImagePart, VideoPart, parse_conversation
 from foveal.processing.processor import PROCESS_OPTIONS, Processor, left_out
@@ -33,6 +35,7 @@ def load(
     budget: MediaBudget | None = None,
     adapter: str | Path | None = None,
     engine: EngineOptions | None = None,
+    quantize: str | Quantization | None = None,
 ) -> "Model":
     """Opens a model that answers questions. `foveal.load` opens the others too.
 
@@ -45,6 +48,8 @@ def load(
         budget: bounds for every medium that the model is asked about.
         adapter: folder or hub name of a LoRA adapter (PEFT's files), computed beside the weights.
         engine: bounds of the engine that answers: memory, tokens of a step, guesses.
+        quantize: "int8" or "int4" rounds the language model's linear layers while they are opened; `Quantization`
+            names other parts and group sizes.
 
     Raises:
         HubError: the name is no folder and cannot be fetched.
@@ -53,7 +58,7 @@ def load(
     """
     folder = folder_of(name, revision=revision)
     place = default_device() if device is None else device
-    loaded = load_folder(folder, dtype=dtype, device=place, adapter=adapter)
+    loaded = quantized(load_folder(folder, dtype=dtype, device=place, adapter=adapter), quantize)
     return Model(loaded, budget=budget or MediaBudget(), engine=engine or EngineOptions())
 
 

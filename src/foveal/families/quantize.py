@@ -25,7 +25,7 @@ class Quantization:
         parts: subtrees whose linear layers are rounded: "language", "vision", "adapter", or patterns such as
             "language.layers.*.mlp.*".
         group: inputs that share a scale; None: 128 (or less, if the sizes want it) for 4 bits, whole rows for 8.
-        head_bits: of the vocabulary's head, in groups of whole rows; 0: it stays as it is.
+        head_bits: of the vocabulary's head, with a scale a row, when all of "language" is rounded; 0: it stays.
     """
 
     bits: int
@@ -43,6 +43,11 @@ class Quantization:
         if self.group is not None and self.group < 1:
             raise ConfigError(f"group is {self.group}; a number above 0 is expected.")
 
+    @property
+    def head(self) -> int:
+        """Bits of the head: `head_bits` where the whole language model is rounded; 0: it stays."""
+        return self.head_bits if "language" in self.parts else 0
+
     def covers(self, name: str) -> bool:
         """Whether a layer lies in one of the parts. The head has its own setting."""
         return name not in HEADS and any(
@@ -50,14 +55,27 @@ class Quantization:
         )
 
 
-def settings(quantize: "str | Quantization", parts: tuple[str, ...] | None = None) -> Quantization:
+def settings(quantize: str | Quantization) -> Quantization:
     """Settings by name ("int4" or "int8"), or as they are. Raises `ConfigError` for another name."""
     if isinstance(quantize, Quantization):
         return quantize
     if quantize not in KINDS:
         raise ConfigError(f"quantize is {quantize!r}; {neighbours(str(quantize), KINDS)}")
-    made = Quantization(bits=KINDS[quantize])
-    return made if parts is None else replace(made, parts=parts)
+    return Quantization(bits=KINDS[quantize])
+
+
+def parsed(kind: str | None, parts: str | None, group: int | None = None) -> Quantization | None:
+    """Settings from the words of a command line; `parts` are joined by commas.
+
+    Raises `ConfigError` for an unknown kind, and for parts or a group without a kind.
+    """
+    if kind is None:
+        if parts is not None or group is not None:
+            raise ConfigError("parts and group sizes belong to --quantize; add --quantize int4 or int8.")
+        return None
+    named = None if parts is None else tuple(part.strip() for part in parts.split(",") if part.strip())
+    made = replace(settings(kind), group=group)
+    return made if named is None else replace(made, parts=named)
 
 
 def linear_layers(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

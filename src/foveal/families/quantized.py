@@ -1,16 +1,21 @@
 """Opening and writing folders whose linear layers are quantized."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveal.core.errors import WeightsError
+from foveal.core.errors import ConfigError, WeightsError
+from foveal.core.packed import Packed
+from foveal.families.awq import aware_codes
 from foveal.families.base import Family
+from foveal.families.quantize import Quantization, plain_codes
+from foveal.families.vlm import VLM
 from foveal.nn.quantized import Codes, joined
 from foveal.nn.quantized_linear import QuantizedLinear
+from foveal.processing.processor import Processor
 from foveal.weights.checkpoint import Checkpoint, TensorInfo, some
 from foveal.weights.names import NameMap, Place
 from foveal.weights.quantized import Layout, Stored, codes_of, packed_tensors, shape_of, split, written_config
@@ -138,6 +143,24 @@ def stored_form(layers: Mapping[str, Codes], head_bits: int | None) -> Quantized
         },
         head_bits=head_bits,
     )
+
+
+def rounding(
+    how: Quantization, talks: Callable[[Processor], Iterable[Packed]] | None = None
+) -> Callable[[nn.Module, Any], Quantized]:
+    """What `convert` takes to write rounded layers: to the nearest, or with `talks` aware of activations (AWQ).
+
+    `talks` gives the processed conversations that are looked at.
+    """
+
+    def quantize(network: nn.Module, processor: Any) -> Quantized:
+        if talks is None:
+            return stored_form(plain_codes(network, how), how.head or None)
+        if not isinstance(network, VLM) or not isinstance(processor, Processor):
+            raise ConfigError("method awq needs a model that answers questions; this one answers none.")
+        return stored_form(aware_codes(network, how, talks(processor)), how.head or None)
+
+    return quantize
 
 
 def config_of(quantized: Quantized, network: nn.Module, names: NameMap, family: Family) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Memory for weights that are read from end to end at every step."""
 
-import ctypes
 import mmap
 import threading
 
@@ -38,18 +37,3 @@ def _chunk(size: int) -> mmap.mmap:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         chunk.madvise(mmap.MADV_HUGEPAGE)
     return chunk
-
-
-def release(tensor: Tensor) -> None:
-    """Gives the pages of a tensor that nobody reads any more back to the system; its values are lost.
-
-    Of a tensor in a memory-mapped file these are pages that would count against the process as long as the map of the
-    whole file is open for others. Pages shared with neighbours stay.
-    """
-    if tensor.device.type != "cpu" or not hasattr(mmap, "MADV_DONTNEED") or not tensor.is_contiguous():
-        return
-    page = mmap.PAGESIZE
-    start = -(-tensor.data_ptr() // page) * page
-    stop = (tensor.data_ptr() + tensor.nbytes) // page * page
-    if stop > start:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)

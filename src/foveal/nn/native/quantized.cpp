@@ -28,6 +28,7 @@ namespace {
 
 constexpr int kRows = 64;  // rows of a block of weights
 constexpr int kTile = 32;  // rows of x that the AMX kernel takes at a time
+constexpr int64_t kFew = 1 << 14;  // values of x that one thread rounds faster than two can meet
 constexpr int kAhead = 1024;  // bytes that weights are asked for ahead of their use
 
 enum Type : int { kF32 = 0, kBF16 = 1, kF16 = 2 };
@@ -361,11 +362,9 @@ void foveal_linear(const Weight* weight, const void* x, void* y, int64_t rows, i
 #else
     const bool tiles = false;
 #endif
-#pragma omp parallel
-    {
-        const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
-        const int64_t parts = rows * steps, all = (tiles ? padded : rows) * steps;
-        for (int64_t p = all * thread / threads; p < all * (thread + 1) / threads; ++p) {
+    const int64_t parts = rows * steps, all = (tiles ? padded : rows) * steps;
+    const auto round = [&](int64_t from, int64_t to) {
+        for (int64_t p = from; p < to; ++p) {
             int8_t* const q = in.q + p * w.step;  // rows lie one after the other
             if (p < parts) {
                 quantize_step(x, type, p * w.step, w.step, q, in.scales + p, in.sums + p);
@@ -374,7 +373,16 @@ void foveal_linear(const Weight* weight, const void* x, void* y, int64_t rows, i
                 in.scales[p] = 0.0f, in.sums[p] = 0;
             }
         }
+    };
+    const bool few = rows * w.columns <= kFew;
+    if (few) round(0, all);
+#pragma omp parallel
+    {
+        const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+        if (!few) {
+            round(all * thread / threads, all * (thread + 1) / threads);
 #pragma omp barrier
+        }
         const int64_t first = blocks * thread / threads, last = blocks * (thread + 1) / threads;
 #if defined(__AMX_INT8__)
         if (tiles) {
