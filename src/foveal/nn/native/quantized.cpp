@@ -29,6 +29,7 @@ namespace {
 constexpr int kRows = 64;  // rows of a block of weights
 constexpr int kTile = 32;  // rows of x that the AMX kernel takes at a time
 constexpr int64_t kFew = 1 << 14;  // values of x that one thread rounds faster than two can meet
+constexpr int64_t kSmall = 1 << 20;  // products of numbers that one thread computes before two can meet
 constexpr int kAhead = 1024;  // bytes that weights are asked for ahead of their use
 
 enum Type : int { kF32 = 0, kBF16 = 1, kF16 = 2 };
@@ -376,7 +377,7 @@ void foveal_linear(const Weight* weight, const void* x, void* y, int64_t rows, i
     };
     const bool few = rows * w.columns <= kFew;
     if (few) round(0, all);
-#pragma omp parallel
+#pragma omp parallel if (rows * w.rows * w.columns > kSmall)
     {
         const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
         if (!few) {
