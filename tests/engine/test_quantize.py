@@ -120,13 +120,15 @@ def talks(tmp_path_factory):
     return file
 
 
-def test_looking_at_talks_helps(tmp_path, capsys, full, talks):
-    group = ("--group", "64", "--dtype", "float32")
-    assert convert("--quantize", "int4", *group, NANO, str(tmp_path / "plain")) == 0
-    aware = ("--method", "awq", "--calibration", str(talks))
-    assert convert("--quantize", "int4", *group, *aware, NANO, str(tmp_path / "awq")) == 0
-    plain, awq = (divergence(full, logits(load(tmp_path / n, device="cpu"))) for n in ("plain", "awq"))
-    assert awq < 0.8 * plain, (awq, plain)
+def test_folders_made_by_looking_at_talks_open(tmp_path, capsys, full, talks):
+    aware = ("--method", "awq", "--calibration", str(talks), "--dtype", "float32")
+    assert convert("--quantize", "int8", *aware, NANO, str(tmp_path / "awq")) == 0
+    model = load(tmp_path / "awq", device="cpu")
+    assert len(layers(model)) == 5 * 5 + 1
+    plain = load(dtype="float32", device="cpu").network.language.layers
+    pairs = zip(model.network.language.layers, plain, strict=True)
+    assert not all(torch.equal(one.norm2.weight, two.norm2.weight) for one, two in pairs)
+    assert divergence(full, logits(model)) < 0.003  # 0.0003, as of plain rows of 8 bits: what is scaled is undone
 
 
 @pytest.mark.parametrize(

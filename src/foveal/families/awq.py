@@ -100,7 +100,7 @@ class _Block:
         self, block: nn.Module, layers: dict[str, nn.Linear], inputs: dict[str, Tensor], bits: int, group: int | None
     ) -> None:
         self.block, self.layers, self.inputs, self.bits, self.group = block, layers, inputs, bits, group
-        self.weights = {name: layer.weight.detach().float() for name, layer in layers.items()}
+        self.weights = {name: layer.weight.detach().to(torch.float32, copy=True) for name, layer in layers.items()}
         self.kinds = {name: layer.weight.dtype for name, layer in layers.items()}
 
     def codes(self) -> dict[str, Codes]:
@@ -138,7 +138,7 @@ class _Block:
         if len(names) != whole or (s := self._best(names)) is None:
             return
         scale = getattr(self.block, norm).weight
-        before = scale.detach().float()
+        before = scale.detach().to(torch.float32, copy=True)
         scale.copy_(before / s)
         after = scale.detach().float()
         # What the norm's own type can hold decides; a channel that it silences is left alone.
