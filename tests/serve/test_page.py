@@ -1,6 +1,7 @@
 """The page in headless Chromium, against a stand-in that streams what these tests tell it to."""
 
 import json
+import os
 import socket
 import threading
 import time
@@ -10,15 +11,9 @@ from typing import Any
 
 import pytest
 
-GUARDS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-        "media-src 'self' blob: data:; connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    )
-}
+from foveal.serve.app import GUARDS, PAGE
+
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "src" / "foveal" / "serve" / "page"
 SCENE = ROOT / "examples" / "scene.png"
 SIZE = (448, 336)
 
@@ -68,7 +63,7 @@ class StandIn:
             return None
 
         async def models(request: Any) -> Any:
-            return refused(request) or JSONResponse({"data": [{"id": "stand-in", "max_pixels": 1_003_520}]})
+            return refused(request) or JSONResponse({"data": [{"id": "stand-in", "foveal": {"max_pixels": 1_003_520}}]})
 
         async def chat(request: Any) -> Any:
             self.asked.append(await request.json())
@@ -90,12 +85,13 @@ class StandIn:
             return f"data: {json.dumps(values)}\n\n"
 
         try:
+            media = [{"original_size": SIZE, "processed_size": [448, 336]}]
+            yield event(choices=[{"delta": {"role": "assistant"}, "finish_reason": None}], foveal={"media": media})
             for piece in self.pieces:
                 yield event(choices=[{"delta": {"content": piece}, "finish_reason": None}])
             while self.held.is_set():
                 await asyncio.sleep(0.02)
-            media = [{"original_size": SIZE, "processed_size": [448, 336]}]
-            yield event(choices=[{"delta": {"boxes": self.boxes}, "finish_reason": "stop"}], media=media)
+            yield event(choices=[{"delta": {"boxes": self.boxes}, "finish_reason": "stop"}])
             yield event(choices=[], usage={"prompt_tokens": 210, "completion_tokens": len(self.pieces)})
             yield "data: [DONE]\n\n"
         except asyncio.CancelledError:
@@ -316,3 +312,24 @@ def test_nothing_but_our_own_files_runs(page: Any, stand_in: tuple[StandIn, str]
     assert page.evaluate("() => window.ran") is None
     assert len(page.complaints) == 2
     page.complaints.clear()
+
+
+def test_the_small_model_answers_with_a_box(browser: Any, served: Any) -> None:
+    """The whole way: the real server, the model inside, a picture, and its box over it."""
+    address = served[1]
+    context = browser.new_context(locale="en-GB", viewport={"width": 900, "height": 1000})
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(address)
+    page.wait_for_selector("#model:text-is('foveal-nano')")
+    page.set_input_files("#files", SCENE)
+    page.wait_for_selector("#tray img")
+    ask(page, "Find the crown.")
+    assert "crown" in page.inner_text(".assistant .text")
+    assert page.locator(".over rect").count() == 1
+    assert page.locator(".tag").all_inner_texts() == ["crown"]
+    assert page.locator(".places li").count() == 1
+    picture = os.environ.get("SCREENSHOTS")
+    if picture:
+        page.screenshot(path=f"{picture}/page.png")
+    context.close()

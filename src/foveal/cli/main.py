@@ -15,7 +15,7 @@ from typing import Any
 
 from foveal.core.errors import FovealError, InputError, neighbours
 
-NOT_VERBS = frozenset(("main", "output"))
+NOT_VERBS = frozenset(("main", "output", "serving"))
 
 
 class Parser(argparse.ArgumentParser):

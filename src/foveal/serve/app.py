@@ -47,8 +47,9 @@ POSTS: dict[str, Endpoint] = {
 
 GUARDS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
-        "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+        "media-src 'self' data: blob:; connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -95,8 +96,7 @@ def make_app(service: Service, *, own: bool = True) -> ASGIApp:
     get("/metrics", lambda _: Response(service.metrics.text(service.figures()), media_type="text/plain; version=0.0.4"))
     get("/openapi.json", lambda _: JSONResponse(described))
     get("/docs", lambda _: Response(page(described), media_type="text/html; charset=utf-8"))
-    if (PAGE / "index.html").is_file():
-        routes.append(Mount("/", StaticFiles(directory=PAGE, html=True)))
+    routes.append(Mount("/", StaticFiles(directory=PAGE, html=True)))
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http, Exception: _unexpected})
     return Door(app, service)
 

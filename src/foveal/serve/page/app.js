@@ -103,7 +103,7 @@ async function listen(turn, article, body, signal) {
   let usage = null;
   for await (const event of chat(body, key, signal)) {
     usage = event.usage ?? usage;
-    turn.seen = event.media ?? turn.seen;
+    turn.seen = event.foveal?.media ?? turn.seen;
     const choice = event.choices[0];
     if (!choice) continue;
     if (choice.delta.content) {
@@ -190,8 +190,9 @@ function busy(on) {
 
 /** Sizes to choose from: halves of the most that the server allows. */
 function offer(model) {
-  const most = model.max_pixels ?? 1280 * 28 * 28;
-  const sizes = [most, most / 2, most / 4, most / 8, most / 16].map(Math.round);
+  const most = model.foveal.max_pixels;
+  get("pixels").disabled = !most; // some models see every picture at one size
+  const sizes = !most ? [] : [most, most / 2, most / 4, most / 8, most / 16].map(Math.round);
   const pixels = get("pixels");
   const chosen = pixels.value;
   pixels.replaceChildren(new Option(say("asModel"), ""), ...sizes.map((n) => new Option(say("upTo", (n / 1e6).toFixed(2)), n)));
