@@ -9,13 +9,13 @@ COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
 COPY src src
 # torch of constraints.txt is the CPU build where the index has one; another one is chosen by `--build-arg INDEX=...`.
 ARG INDEX=
-RUN python -m venv /opt/foveal \
-    && /opt/foveal/bin/pip install --no-cache-dir ${INDEX:+--extra-index-url "$INDEX"} -c constraints.txt ".[serve,video,fast]"
+RUN python -m venv /foveal \
+    && /foveal/bin/pip install --no-cache-dir ${INDEX:+--extra-index-url "$INDEX"} -c constraints.txt ".[serve,video,fast]"
 
 FROM python:3.11-slim
 RUN useradd --uid 10001 --create-home foveal
-COPY --from=build /opt/foveal /opt/foveal
-ENV PATH=/opt/foveal/bin:$PATH PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 XDG_CACHE_HOME=/tmp/cache
+COPY --from=build /foveal /foveal
+ENV PATH=/foveal/bin:$PATH PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 XDG_CACHE_HOME=/tmp/cache
 USER 10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM

@@ -74,6 +74,7 @@ class Contrast:
         raise ConfigError(f"stage {stage.name}: a process has no pair; give every process at least one (batch).")
 
     def join(self, pieces: Sequence[Pairs]) -> Pairs:
+        """See `Task.join`; pairs are sorted by the length of their texts."""
         pieces = sorted(pieces, key=lambda piece: len(piece.tokens))  # texts of one length are computed as one batch
         ends = np.cumsum([0, *(len(p.tokens) for p in pieces)])
         starts = [p.starts[1:] + end for p, end in zip(pieces, ends, strict=False)]
