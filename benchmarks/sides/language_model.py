@@ -3,7 +3,7 @@ calls Qwen2ForCausalLM, and from it OpenVINO's and llama.cpp's files.
 
     build/peers/openvino/bin/python benchmarks/sides/language_model.py hf BUILD/random/qwen2_vl-2b build/peers/models/lm
     build/peers/openvino/bin/python benchmarks/sides/language_model.py openvino build/peers/models/lm build/peers/models
-    build/peers/llama/bin/python benchmarks/sides/language_model.py gguf build/peers/models/lm build/peers/models
+    build/peers/openvino/bin/python benchmarks/sides/language_model.py gguf build/peers/models/lm build/peers/models
 """
 
 import json
@@ -77,7 +77,7 @@ def gguf(source: Path, target: Path) -> None:
         path = target / f"lm-{label}.gguf"
         if path.exists():
             continue
-        writer = library.GGUFWriter(path, "qwen2")
+        writer = library.GGUFWriter(path, "qwen2", use_temp_file=True)
         writer.add_block_count(config["num_hidden_layers"])
         writer.add_context_length(config["max_position_embeddings"])
         writer.add_embedding_length(config["hidden_size"])
