@@ -10,7 +10,7 @@ which keeps what is learned in float32 as ours does, and weights that are bfloat
 
 Before anything is timed, both sides make updates in float32, and their losses must agree. Then the sides take turns on
 the same samples in one process, and who begins changes. Ratios are medians over turns, with their range. Writes its
-rows of benchmarks/results/train_throughput.md and leaves the other rows as they are.
+row of benchmarks/results/train_throughput.md and leaves the other rows as they are.
 """
 
 import argparse
@@ -67,7 +67,7 @@ SMALL = qwen2_vl.Config(
         tied=True,
     ),
 )
-BATCH, STEPS = 8, 3  # samples a step, and different steps, which come in turns
+BATCH, STEPS = 8, 2  # samples a step, and different steps, which come in turns
 SIDES = ((112, 112), (168, 112), (224, 224), (336, 224), (224, 448), (448, 336), (560, 420))  # pixels
 RATE, DECAY, BETAS, EPS, CLIP = 1e-4, 0.05, (0.9, 0.95), 1e-8, 1.0
 SPECIAL = 1000  # text tokens are drawn above
@@ -231,22 +231,22 @@ def check(model: Fresh, folder: Path, pieces: Sequence[Packed], pad: int) -> str
 
 def turns(ways: Sequence[Callable[[int], object]], seconds: float) -> list[list[float]]:
     """Seconds of every way in every turn, for about `seconds` in all; all take the same samples, and who begins
-    changes. The first turn warms up."""
+    changes. The first turn of every step warms up."""
     spent: list[list[float]] = [[] for _ in ways]
     begun, turn = time.perf_counter(), 0
-    while turn <= 2 or time.perf_counter() - begun < seconds * turn / (turn + 1):
+    while turn < 2 * STEPS or time.perf_counter() - begun < seconds * turn / (turn + 1):
         for place in range(len(ways)):
-            which = (turn + place) % len(ways)
+            which = (turn // STEPS + place) % len(ways)
             since = time.perf_counter()
             ways[which](turn % STEPS)
-            if turn:
+            if turn >= STEPS:
                 spent[which].append(time.perf_counter() - since)
         turn += 1
     return spent
 
 
-def beside(options: argparse.Namespace) -> list[str]:
-    """Rows of the table: our step beside transformers'."""
+def beside(options: argparse.Namespace) -> str:
+    """A row of the table: our step beside transformers'."""
     model = fresh(SMALL)
     pad = model.processor.tokenizer.special("<|image_pad|>")
     pieces = samples(options.pictures, pad, SMALL.language.vocab)
@@ -262,24 +262,16 @@ def beside(options: argparse.Namespace) -> list[str]:
             folder, family=model.family, config=model.config, network=network, processor=model.processor, generation={}
         )
         worst = check(model, folder, pieces, pad)
-        peers = [
-            Peer(folder, way, options.attention)
-            for way in (("fp32",) if options.dtype == "fp32" else ("autocast", "bf16"))
-        ]
+        peer = Peer(folder, "fp32" if options.dtype == "fp32" else options.way, options.attention)
     mine = ours(model, pieces, options.dtype)
     packs: list[StepPacks] = [mine.feed.packs(number) for number in range(STEPS)]
-    ways: list[Callable[[int], object]] = [lambda n: mine.update(packs[n])]
-    ways += [lambda n, p=peer: p.update(batches[n]) for peer in peers]
-    spent = turns(ways, options.seconds)
-    rows = []
-    for peer, theirs in zip(peers, spent[1:], strict=True):
-        ratios = [b / a for a, b in zip(spent[0], theirs, strict=True)]
-        rows.append(
-            f"| {options.dtype} | {options.pictures} | {tokens / STEPS:.0f} | {empty:.0%} | {said:.0%} | "
-            f"{timed(spent[0])} | {peer.label} | {timed(theirs)} | **{median(ratios):.2f}x** | "
-            f"{min(ratios):.2f} to {max(ratios):.2f} | {worst} | {len(theirs)} | {commit()} |"
-        )
-    return rows
+    own, theirs = turns([lambda n: mine.update(packs[n]), lambda n: peer.update(batches[n])], options.seconds)
+    ratios = [b / a for a, b in zip(own, theirs, strict=True)]
+    return (
+        f"| {options.dtype} | {options.pictures} | {tokens / STEPS:.0f} | {empty:.0%} | {said:.0%} | {timed(own)} | "
+        f"{peer.label} | {timed(theirs)} | **{median(ratios):.2f}x** | {min(ratios):.2f} to {max(ratios):.2f} | "
+        f"{worst} | {len(theirs)} | {commit()} |"
+    )
 
 
 def timed(spent: Sequence[float]) -> str:
@@ -288,7 +280,7 @@ def timed(spent: Sequence[float]) -> str:
     return f"{BATCH / median(spent):.2f} | {middle:.0f} ({low:.0f} to {high:.0f})"
 
 
-def alone(options: argparse.Namespace) -> list[str]:
+def alone(options: argparse.Namespace) -> str:
     """The row of the table of accelerators: size 2b, 8 samples of 1024 tokens with a picture of 448 x 448."""
     config = qwen2_vl.FAMILY.size("2b")
     model = fresh(config)
@@ -313,10 +305,10 @@ def alone(options: argparse.Namespace) -> list[str]:
         )
     row = meter.row(meter.sums)
     name, again = torch.cuda.get_device_name(), "yes" if options.recompute else "no"
-    return [
+    return (
         f"| {name} | 2b | bf16 | {again} | {row['tokens_per_s']:.0f} | {timed(spent)} | **{row['mfu']:.1%}** of "
         f"{peak / 1e12:.0f} TFLOP/s | {row['memory_gb']:.1f} | {commit()} |"
-    ]
+    )
 
 
 def commit() -> str:
@@ -349,10 +341,10 @@ ALONE = "| accelerator | size | weights | recomputing | tokens/s | samples/s | m
 NONE = "No GPU was available when this was written; `--device cuda` fills a table here where there is one."
 
 
-def written(out: Path, rows: Sequence[str]) -> str:
-    """The result file with these rows in the places of those that they replace."""
+def written(out: Path, row: str) -> str:
+    """The result file with this row in the place of one that it replaces."""
     known = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
-    kept = {key(line): line for line in (*known, *rows) if key(line)}
+    kept = {key(line): line for line in (*known, row) if key(line)}
     beside = [kept[k] for k in sorted(kept) if k[0] in ("bf16", "fp32")]
     alone = [kept[k] for k in sorted(kept) if k[0] not in ("bf16", "fp32")]
     return "\n".join(
@@ -364,7 +356,7 @@ def written(out: Path, rows: Sequence[str]) -> str:
             f"{SMALL.vision.width} x {SMALL.vision.depth}; {BATCH} samples a step, {STEPS} different steps in turns.",
             *textwrap.wrap(" ".join((samples.__doc__ or "").split()), 120),
             "A ratio is transformers' time over ours for the same samples, the median over turns. Losses: the largest",
-            "relative difference of three updates in float32. A star behind a commit: with changes since.\n",
+            "relative difference in some updates in float32. A star behind a commit: with changes since.\n",
             "    OMP_NUM_THREADS=2 python benchmarks/train_throughput.py --dtype bf16 --pictures mixed\n",
             f"The newest row: {conditions()}\n",
             *table(BESIDE, beside),
@@ -391,6 +383,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--pictures", choices=("mixed", "equal"), default="mixed")
+    parser.add_argument("--way", choices=("autocast", "bf16"), default="autocast", help="of transformers in bf16")
     parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa", help="of transformers")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--recompute", action="store_true", help="on cuda: keep only what layers begin with")
@@ -399,9 +392,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("no GPU is available here; nothing was timed.")
-    rows = beside(options) if options.device == "cpu" else alone(options)
-    print("\n".join(rows))
-    options.out.write_text(written(options.out, rows), encoding="utf-8")
+    row = beside(options) if options.device == "cpu" else alone(options)
+    print(row)
+    options.out.write_text(written(options.out, row), encoding="utf-8")
 
 
 if __name__ == "__main__":
