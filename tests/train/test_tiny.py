@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import foveal
+from foveal.core.errors import ConfigError
 from foveal.data.mixture import Mixture
 from foveal.data.toy import ToySet
 from foveal.engine.model import load
@@ -52,3 +53,12 @@ def test_two_towers_train_and_open_again(tmp_path: Path, name: str, kind: Any, s
     model = foveal.load(tmp_path / "one" / "model", device="cpu")
     picture = ToySet("caption", 16).toy(0).image
     assert model.similarity(picture, ["a red circle", "a blue square"]).shape == (1, 2)
+
+
+def test_sizes_of_two_towers_can_be_changed() -> None:
+    found = tiny("siglip", vision={"width": 48, "heads": 3, "side": 5}, side_px=40, embed=48, depth=1)
+    assert (found.config.vision.width, found.config.vision.side, found.config.side_px) == (48, 5, 40)
+    assert (found.config.text.depth, found.config.text.embed) == (1, 48)
+    assert found.processor.pictures(ToySet("caption", 16).toy(0).image).grids.tolist() == [[1, 5, 5]]
+    with pytest.raises(ConfigError, match="only the sizes of families with two towers"):
+        tiny("qwen2_vl", side_px=56)

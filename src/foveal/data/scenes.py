@@ -118,8 +118,13 @@ class SceneMaker:
         """The generator that scene `index` is drawn with; streams of the two splits never meet."""
         return np.random.default_rng([SPLITS.index(self.split), self.seed, index])
 
-    def make(self, index: int, kind: Kind | None = None, grid: tuple[int, int] | None = None) -> Scene:
-        """Draws scene `index`, of `kind` and of `grid` cells (wide, high); both are drawn when not given."""
+    def make(
+        self, index: int, kind: Kind | None = None, grid: tuple[int, int] | None = None, *, name: str | None = None
+    ) -> Scene:
+        """Draws scene `index`, of `kind` and of `grid` cells (wide, high); both are drawn when not given.
+
+        With `name` the scene shows one thing, and it is called that.
+        """
         random = self.random(index)
         chosen = ("single", "distinct", "count")[int(random.choice(3, p=self.settings.kinds))]
         shape = GRIDS[int(random.integers(len(GRIDS)))] if random.random() < 0.6 else GRIDS[0]
@@ -127,12 +132,15 @@ class SceneMaker:
         canvas = self._background(random, columns * CELL_PX, rows * CELL_PX)
         owners = np.zeros(canvas.shape[:2], np.uint8)
         objects: list[Placed] = []
-        things = self._things(random, kind)  # type: ignore[arg-type]
-        for name, colour, rgba, title in things:
+        if name is not None:
+            kind, things = "single", [self._thing(random, name)]
+        else:
+            things = self._things(random, kind)  # type: ignore[arg-type]
+        for called, colour, rgba, title in things:
             tint = None if colour else self._tint(random)
             box = self._paste(random, canvas, owners, rgba, tint, objects, len(things))
             if box is not None:
-                objects.append(Placed(name=name, box=box, colour=colour, title=title))
+                objects.append(Placed(name=called, box=box, colour=colour, title=title))
         return Scene(kind=kind, image=canvas, owners=owners, objects=tuple(objects))  # type: ignore[arg-type]
 
     def _things(self, random: np.random.Generator, kind: Kind) -> list[tuple[str, str, np.ndarray, str]]:

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,36 @@ CAPTION_TOKENS = 48
 """Context of tiny text towers, whose vocabularies have single letters only."""
 
 
-def tiny(name: str, *, seed: int = 0, std: float = 0.06, **language: Any) -> Fresh:
+def tiny(
+    name: str,
+    *,
+    seed: int = 0,
+    std: float = 0.06,
+    vision: Mapping[str, Any] | None = None,
+    side_px: int | None = None,
+    **language: Any,
+) -> Fresh:
     """The tiny size of family `name` ("qwen_vl", "qwen2_vl", "clip", ...), ready to be trained.
 
     Args:
         seed: of the weights.
         std: their deviation; larger than usual, as narrow networks need.
-        language: changed sizes of the language model.
+        vision, side_px: changed sizes of the picture tower and side of its pictures, where there are two towers.
+        language: changed sizes of the language model or the text tower.
 
-    Raises `ConfigError` for a family that is unknown or takes no text.
+    Raises `ConfigError` for a family that is unknown or takes no text, or whose tower has its size for good.
     """
     family = known_family(name)
     config = family.size("tiny")
     if isinstance(family.processing(config), PictureProcessing):
-        config = replace(config, text=replace(config.text, context=CAPTION_TOKENS, **language))
+        towers = {
+            "vision": replace(config.vision, **(vision or {})),
+            "text": replace(config.text, **{"context": CAPTION_TOKENS, **language}),
+        }
+        config = replace(config, side_px=side_px or config.side_px, **towers)
         return Fresh(family=family, config=config, processor=_pictures(family, config), seed=seed, std=std)
+    if vision is not None or side_px is not None:
+        raise ConfigError(f"family {name!r}: only the sizes of families with two towers can be changed here.")
     tokenizer, config = vocabulary(family, config)
     config = replace(config, language=replace(config.language, **{"vocab": rows(tokenizer), **language}))
     processor = processor_for(family, config, tokenizer)
