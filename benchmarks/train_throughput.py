@@ -328,7 +328,8 @@ def conditions() -> str:
         cpu = next((x.split(": ")[1] for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), cpu)
     return (
         f"{time.strftime('%Y-%m-%d')}, {cpu}, {torch.get_num_threads()} threads of "
-        f"{os.cpu_count()} cores, nothing else running. Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end. Python {platform.python_version()}, "
+        f"torch {torch.__version__}, "
         f"transformers {transformers.__version__}."
     )
 
