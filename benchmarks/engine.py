@@ -213,6 +213,7 @@ def main() -> None:
         return
     if not given.case or len(given.sides) < 2:
         parser.error("name a case and two or more sides")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped before the end"))  # so that no side is left behind
     turns, names = given.turns, given.sides
     result = start(names, turns) if given.case == "start" else compare(given.case, names, turns, given.limit)
     path = RESULTS / f"{given.case}-{'-'.join(names)}.json"
