@@ -21,6 +21,7 @@ OPENERS = {
     "families/base.py": "name maps of the package",
     "families/convert.py": "weights and small files that are converted",
     "families/load.py": "configuration that is saved",
+    "families/stand_in.py": "vocabulary of the small model inside",
     "nn/native/build.py": "kernels that are compiled",
     "processing/media.py": "pictures and videos that a user names",
     "processing/clip_tokens.py": "vocabulary of a checkpoint folder",

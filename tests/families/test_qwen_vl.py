@@ -192,7 +192,7 @@ def compare(vlm, group):
         assert vlm.generate(batch, **options) == [ids]
         with torch.inference_mode():
             cache = vlm.network.language.new_cache(1)
-            rows = [vlm.network(batch, cache=cache, chunk=chunk).logits[-1]]
+            rows = [vlm.network(batch, cache=cache).logits[-1]]
             rows += [vlm.network.step(batch, [0], [token], cache)[0] for token in ids]
         at_once = vlm.forward(longer(batch, ids)).logits[len(batch.tokens) - 1 :]
         torch.testing.assert_close(torch.stack(rows), at_once, rtol=0, atol=1e-5)
