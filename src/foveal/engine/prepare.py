@@ -2,6 +2,7 @@
 
     prepare(network)                      # packed bfloat16 layers on a CPU; joined projections everywhere
     prepare(network, replace=mine)        # mine(name, layer) -> the module that takes its place, or None: it stays
+    Gradual(network).advance()            # the same, a few layers at a time, once the network has been used
     with restored(network): ...           # as it was loaded, for saving or training
 
 A replacement maps [*B, I] to [*B, O] like the layer whose place it takes; where it gives that layer back by
@@ -14,9 +15,10 @@ from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foveal.core.errors import ConfigError
+from foveal.families.vlm import VLM
 from foveal.language.decoder import Decoder
 from foveal.nn.joined import Joint, apart, join, joinable
 from foveal.nn.lora import LoraLinear, UpdatedLinear
@@ -49,7 +51,8 @@ def prepare(network: nn.Module, replace: Replace = pack) -> None:
     For inference only: gradients do not pass packed layers, and prepared networks do not change type or device.
     """
     with torch.no_grad():
-        _prepare("", network, replace, MappedFiles())
+        for _ in _steps("", network, replace, MappedFiles()):
+            pass
 
 
 def is_prepared(network: nn.Module) -> bool:
@@ -83,9 +86,61 @@ def restored(network: nn.Module, replace: Replace = pack) -> Iterator[None]:
             prepare(network, replace)
 
 
-def _prepare(name: str, owner: nn.Module, replace: Replace, files: MappedFiles) -> None:
+STEP_BYTES = 256 * 1024**2
+"""Weights that `Gradual` prepares after a step: a tenth of a second or two where memory is slow."""
+
+
+class Gradual:
+    """Prepares a network while it works: nothing before its first answer begins, then a part after every step.
+
+    To put the weights of a model of 2 billion parameters in another order takes as long as its first 5 to 20 tokens, so
+    the first token does not wait for it. A tower that sees nothing is left as it is, and takes no memory.
+    """
+
+    def __init__(self, network: VLM, replace: Replace = pack, *, step_bytes: int = STEP_BYTES) -> None:
+        self.network, self.replace, self.step_bytes = network, replace, step_bytes
+        self._files: MappedFiles | None = None
+        self._used: dict[str, Iterator[int]] = {}
+        for first, parts in (("language", ("language",)), ("vision", ("adapter", "vision"))):
+            hooks: list[Any] = []
+
+            def begin(*_: Any, parts: tuple[str, ...] = parts, hooks: list[Any] = hooks) -> None:
+                for part in parts:
+                    self._used[part] = self._part(part)
+                for hook in hooks:
+                    hook.remove()
+
+            hooks.append(getattr(network, first).register_forward_hook(begin))
+
+    def _part(self, name: str) -> Iterator[int]:
+        files = self._files = self._files or MappedFiles()
+        return _steps(name, getattr(self.network, name), self.replace, files)
+
+    def advance(self) -> bool:
+        """Prepares the next layers of the parts that have worked; whether there was anything to do.
+
+        Call it between two steps, never while the network computes.
+        """
+        if not self._used:
+            return False
+        if self._files is not None:
+            self._files.look()
+        done = 0
+        with torch.no_grad():
+            while self._used and done < self.step_bytes:
+                part = next(iter(self._used))
+                layer = next(self._used[part], None)
+                if layer is None:
+                    del self._used[part]
+                else:
+                    done += layer
+        return True
+
+
+def _steps(name: str, owner: nn.Module, replace: Replace, files: MappedFiles) -> Iterator[int]:
+    """Prepares layer by layer; tells the bytes of the weights after each."""
     for joined, parts in list(joinable(owner)):
-        old = [getattr(owner, part).weight for part in parts]
+        old = [_weight(owner._modules[part]) for part in parts]
         join(owner, joined, parts)
         for weight in old:
             files.forget(weight)
@@ -96,13 +151,26 @@ def _prepare(name: str, owner: nn.Module, replace: Replace, files: MappedFiles) 
             continue
         full = f"{name}.{child}" if name else child
         if isinstance(module, Joint):
+            done = _weight_bytes(module.whole)
             module.whole = _replaced(full, module.whole, replace, files)
+            yield done
         elif isinstance(module, nn.Linear):
             setattr(owner, child, _replaced(full, module, replace, files))
+            yield _weight_bytes(module)
         else:
-            _prepare(full, module, replace, files)
+            del module
+            yield from _steps(full, owner.get_submodule(child), replace, files)
     if isinstance(owner, Decoder) and owner.head is None and owner.tied_head is None:
         owner.tied_head = _tied_head(f"{name}.tied_head" if name else "tied_head", owner, replace, files)
+        yield owner.embed.weight.nbytes
+
+
+def _weight(layer: Any) -> Tensor:
+    return layer.frozen if isinstance(layer, LoraLinear) else layer.weight
+
+
+def _weight_bytes(layer: nn.Module) -> int:
+    return _weight(layer).nbytes if isinstance(layer, nn.Linear) else 0
 
 
 def _tied_head(name: str, owner: Decoder, replace: Replace, files: MappedFiles) -> nn.Module | None:

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from foveal.core.errors import ConfigError
 from foveal.core.shapes import Float
 
+ROWS = 1024
+"""Rows that several packed layers take together before the next rows come. Products are as fast with 256 rows as with
+5,000, and memory that is used again at once costs neither new pages nor the way to the main memory."""
+
 
 def packs(layer: nn.Module) -> bool:
     """Whether a layer is a plain linear one that can be packed here."""
@@ -59,6 +63,19 @@ class PackedLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         raise ConfigError("a packed layer keeps its type and device; undo the preparation of the network first.")
+
+
+def by_rows(compute: Callable[[Tensor], Tensor], x: Float[Tensor, "T D"]) -> Float[Tensor, "T O"]:
+    """`compute` over `ROWS` rows at a time, so that what lies between its layers stays in the cache."""
+    if len(x) <= ROWS or x.dim() != 2:
+        return compute(x)
+    out: Tensor | None = None
+    for start in range(0, len(x), ROWS):
+        part = compute(x[start : start + ROWS])
+        if out is None:
+            out = part.new_empty(len(x), part.shape[1])
+        out[start : start + ROWS] = part
+    return x.new_empty(0) if out is None else out
 
 
 def silu_times(gate: nn.Module, up: nn.Module, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:

@@ -45,6 +45,18 @@ class Rotation:
         cos, sin = self.cos.chunk(2, dim=-1)[0], self.sin.chunk(2, dim=-1)[0]
         return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
 
+    def part(self, rows: slice) -> "Rotation":
+        """That of some tokens."""
+        return Rotation(self.cos[rows], self.sin[rows])
+
+    def turn_(self, x: Float[Tensor, "T N H K"]) -> None:
+        """Rotates the heads of N kinds in place, for inference; computed in the rotation's type."""
+        low, high = x.to(self.cos.dtype).chunk(2, dim=-1)
+        cos, sin = self.cos.chunk(2, dim=-1)[0][:, None], self.sin.chunk(2, dim=-1)[0][:, None]
+        size = low.shape[-1]
+        x[..., :size] = (low * cos).addcmul_(high, sin, value=-1)
+        x[..., size:] = (high * cos).addcmul_(low, sin)
+
 
 class _Turn(torch.autograd.Function):
     """Rotation in training: whole rows at a time, and on the way back the same by the opposite angle."""

@@ -15,6 +15,7 @@ from foveal.nn.attention import attend_packed
 from foveal.nn.keep import Keep
 from foveal.nn.mlp import MLP, quick_gelu
 from foveal.nn.norm import LayerNorm
+from foveal.nn.packed import ROWS, PackedLinear
 from foveal.nn.rope import Rotation, grid_rotation
 from foveal.vision.config import VisionConfig
 
@@ -46,11 +47,24 @@ class VisionAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "P D"], rotation: Rotation | None, starts: Sequence[int]
     ) -> Float[Tensor, "P D"]:
+        if rotation is not None and isinstance(self.qkv, PackedLinear):
+            q, k, v = self._turned(x, rotation).unbind(1)
+            return self.out(attend_packed(q, k, v, starts, causal=False).flatten(1))
         q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
         if rotation is None:
             return self.out(attend_packed(q, k, v, starts, causal=False).flatten(1))
         # Rotated queries and keys get no name here: they are freed before the last product.
         return self.out(attend_packed(rotation(q), rotation(k), v, starts, causal=False).flatten(1))
+
+    def _turned(self, x: Float[Tensor, "P D"], rotation: Rotation) -> Float[Tensor, "P 3 H K"]:
+        """Queries and keys already rotated, and values; some rows at a time, rotated where they lie."""
+        out = x.new_empty(len(x), self.qkv.out_features)
+        for start in range(0, len(x), ROWS):
+            rows = slice(start, start + ROWS)
+            part = self.qkv(x[rows]).view(-1, 3, self.heads, x.shape[1] // self.heads)
+            rotation.part(rows).turn_(part[:, :2])
+            out[rows] = part.flatten(1)
+        return out.view(len(x), 3, self.heads, -1)
 
 
 class VisionBlock(nn.Module):

@@ -17,9 +17,13 @@ _MAPS = Path("/proc/self/smaps")
 
 
 class MappedFiles:
-    """The memory-mapped files of this process whose pages are as in the file, at the time of its making."""
+    """The memory-mapped files of this process whose pages are as in the file, as `look` last saw them."""
 
     def __init__(self) -> None:
+        self.look()
+
+    def look(self) -> None:
+        """Finds the files anew; needed once weights may have been written to."""
         self._ranges = list(_unchanged()) if sys.platform == "linux" and _MAPS.exists() else []
 
     def forget(self, tensor: Tensor) -> int:
