@@ -28,12 +28,17 @@ RAGGED = (16, 48, 80, 112, 160, 224, 320, 448)
 LONG, SHORT = 17, 1
 
 
-def ours() -> Any:
+def ours(*, ready: bool = True) -> Any:
+    """The model; `ready`: all weights are in their inference form already, as after its first answers."""
     import foveal
+    from foveal.engine.options import EngineOptions
     from foveal.engine.prepare import prepare
 
-    model = foveal.load(FOLDER, device="cpu")
-    prepare(model.network)
+    # Nothing is remembered from one round to the next.
+    options = EngineOptions(prefix_cache=False, vision_cache_bytes=0, step_tokens=4096)
+    model = foveal.load(FOLDER, device="cpu", engine=options)
+    if ready:
+        prepare(model.network)
     return model
 
 
@@ -142,7 +147,7 @@ def tower(own: Any, other: Any, side: int, rounds: int) -> Paired:
 
 PROGRAMS = {
     "transformers": "import torch\nfrom benchmarks.transformers_speed import *\nmodel = theirs()\n",
-    "Foveal": "from benchmarks.transformers_speed import *\nmodel = ours()\n",
+    "Foveal": "from benchmarks.transformers_speed import *\nmodel = ours(ready=False)\n",
 }
 PEAK = "\nprint('PEAK', int([l for l in open('/proc/self/status') if l.startswith('VmHWM')][0].split()[1]) / 1e6)"
 FIRST = {

@@ -8,7 +8,7 @@ from torch import nn
 
 import foveal
 from foveal.core.errors import ConfigError
-from foveal.engine.prepare import Gradual, is_prepared, prepare, restore, restored
+from foveal.engine.prepare import Gradual, is_prepared, prepare, restore, restored, weights_key
 from foveal.families.adapter import open_adapter
 from foveal.families.describe import families
 from foveal.families.load import random_network
@@ -227,15 +227,52 @@ def test_gradual_preparation_follows_what_is_used():
     prepare(reference)
     gradual = Gradual(network, step_bytes=1)
     assert not gradual.advance() and packed_parts(network) == set()
-    texts(network, 3)
     plain = peft.logits(reference, peft.question()).float()
-    rounds = 0
-    while gradual.advance():
-        rounds += 1
-    assert rounds > 5 and packed_parts(network) == {"language"}
-    peft.logits(network, peft.question())
-    while gradual.advance():
-        # Answers stay right whatever has been prepared so far.
+    key = weights_key(network)
+    for _ in range(20):
+        texts(network, 3)
+        assert weights_key(network) == key  # what was remembered stays known
+    assert packed_parts(network) == {"language"}
+    for _ in range(20):  # answers stay right whatever has been prepared so far
         assert difference(peft.logits(network, peft.question()).float(), plain) < 0.1
-    assert packed_parts(network) == {"language", "adapter", "vision"}
+    assert packed_parts(network) == {"language", "adapter", "vision"} and not gradual.advance()
     assert torch.equal(peft.logits(network, peft.question()).float(), plain)
+    assert weights_key(network) == key
+    with torch.no_grad():
+        network.language.norm.weight.mul_(2)
+    assert weights_key(network) != key
+
+
+def test_training_prepares_nothing():
+    network = peft.qwen2_vl().bfloat16().requires_grad_(True)
+    Gradual(network)
+    for _ in range(3):
+        network(peft.question()).logits.sum().backward()
+    assert not is_prepared(network)
+
+
+def test_a_prepared_network_has_no_state_to_save():
+    network = peft.qwen2_vl().bfloat16()
+    prepare(network)
+    with pytest.raises(ConfigError, match="undo the preparation"):
+        network.state_dict()
+
+
+def test_a_loaded_model_prepares_itself_and_saves_what_it_loaded(tmp_path):
+    model = foveal.load(device="cpu")
+    before = values(model.network)
+    question = [{"role": "user", "content": "What is a crown?"}]
+    first = model.chat(question, max_tokens=8, temperature=0)
+    again = model.chat(question, max_tokens=8, temperature=0)
+    assert packed_parts(model.network) == {"language"} and first.raw == again.raw
+    model.save(tmp_path / "model")
+    assert is_prepared(model.network)
+    loaded = foveal.load(tmp_path / "model", device="cpu", prepare=False)
+    assert loaded.chat(question, max_tokens=8, temperature=0).raw == first.raw
+    assert not is_prepared(loaded.network)
+    after = loaded.network.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(t, before[n]) for n, t in after.items())
+
+
+def test_other_types_are_left_alone():
+    assert not foveal.load(device="cpu", dtype="float32").network.language._forward_pre_hooks

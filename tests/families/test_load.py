@@ -1,5 +1,8 @@
 """Which of a family's name maps a checkpoint is read with."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -46,3 +49,17 @@ def test_the_first_map_that_knows_every_name_is_used(tensors: list[str], where: 
 def test_every_layout_in_the_package_can_be_read():
     assert QWEN2_VL.layouts() == [None]
     assert fitting_map(QWEN2_VL, ["visual.merger.ln_q.bias"]).where == "qwen2_vl.map"
+
+
+def test_opening_a_model_leaves_torchs_compiler_alone():
+    """It takes a second to import, which every start would pay."""
+    code = (
+        "import sys, foveal; model = foveal.load(device='cpu'); "
+        "model.chat([{'role': 'user', 'content': 'a'}], max_tokens=2); "
+        "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == "[]"

@@ -16,7 +16,8 @@ from foveal.core.errors import ContextError, InputError
 from foveal.core.packed import Packed
 from foveal.engine.blocks import BlockPool
 from foveal.engine.options import EngineOptions
-from foveal.engine.prefix import chain, content_key, rows_of_media, weights_key
+from foveal.engine.prefix import chain, content_key, rows_of_media
+from foveal.engine.prepare import weights_key
 from foveal.engine.request import Constraint, Event, Generation, Sampling
 from foveal.engine.runner import Runner
 from foveal.engine.sampling import best, is_plain

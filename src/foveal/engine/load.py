@@ -31,6 +31,7 @@ def load(
     adapter: str | Path | None = None,
     engine: EngineOptions | None = None,
     quantize: str | Quantization | None = None,
+    prepare: bool = True,
 ) -> Model: ...
 
 
@@ -45,6 +46,7 @@ def load(
     adapter: str | Path | None = None,
     engine: EngineOptions | None = None,
     quantize: str | Quantization | None = None,
+    prepare: bool = True,
 ) -> Any: ...
 
 
@@ -58,6 +60,7 @@ def load(
     adapter: str | Path | None = None,
     engine: EngineOptions | None = None,
     quantize: str | Quantization | None = None,
+    prepare: bool = True,
 ) -> Any:
     """Opens a model.
 
@@ -72,6 +75,8 @@ def load(
         engine: bounds of the engine of a model that answers questions: memory, tokens of a step, guesses.
         quantize: "int8" or "int4" rounds the language model's linear layers while they are opened; `Quantization`
             names other parts and group sizes.
+        prepare: put weights of bfloat16 on a CPU in the order that computes fastest, while it answers
+            (`foveal.engine.prepare`). False leaves the network as the files have it, for training it.
 
     Returns:
         `Model` for what answers questions, `Classifier` for what names pictures, `Dual` for what compares pictures
@@ -87,7 +92,7 @@ def load(
     loaded = quantized(load_folder(folder, dtype=dtype, device=place, adapter=adapter), quantize)
     bounds = budget or MediaBudget()
     if isinstance(loaded.network, VLM):
-        return Model(loaded, budget=bounds, engine=engine or EngineOptions())
+        return Model(loaded, budget=bounds, engine=engine or EngineOptions(), prepare=prepare)
     if engine is not None:
         raise InputError(f"{folder} holds a {loaded.family.name} model, which writes no answers; leave out engine=.")
     if isinstance(loaded.network, ImageClassifier):

@@ -1,6 +1,7 @@
 """`foveal.load` and what it returns: a model to talk to."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from foveal.engine.answer import Answer, Usage
 from foveal.engine.desk import Desk
 from foveal.engine.engine import Engine
 from foveal.engine.options import EngineOptions
+from foveal.engine.prepare import Gradual, restored
 from foveal.engine.quantize import quantized
 from foveal.engine.request import Event, Sampling, answer_tokens, stop_ids
 from foveal.engine.speech import Speech
@@ -22,6 +24,8 @@ from foveal.families.load import Loaded, save_folder
 from foveal.families.load import load as load_folder
 from foveal.families.quantize import Quantization
 from foveal.families.vlm import VLM, Output
+from foveal.nn.packed import packs
+from foveal.nn.quantized_linear import QuantizedLinear
 from foveal.processing.messages import ImagePart, VideoPart, parse_conversation
 from foveal.processing.processor import PROCESS_OPTIONS, Processor, left_out
 
@@ -36,6 +40,7 @@ def load(
     adapter: str | Path | None = None,
     engine: EngineOptions | None = None,
     quantize: str | Quantization | None = None,
+    prepare: bool = True,
 ) -> "Model":
     """Opens a model that answers questions. `foveal.load` opens the others too.
 
@@ -50,6 +55,8 @@ def load(
         engine: bounds of the engine that answers: memory, tokens of a step, guesses.
         quantize: "int8" or "int4" rounds the language model's linear layers while they are opened; `Quantization`
             names other parts and group sizes.
+        prepare: put weights of bfloat16 on a CPU in the order that computes fastest, while it answers
+            (`foveal.engine.prepare`). False leaves the network as the files have it, for training it.
 
     Raises:
         HubError: the name is no folder and cannot be fetched.
@@ -59,7 +66,7 @@ def load(
     folder = folder_of(name, revision=revision)
     place = default_device() if device is None else device
     loaded = quantized(load_folder(folder, dtype=dtype, device=place, adapter=adapter), quantize)
-    return Model(loaded, budget=budget or MediaBudget(), engine=engine or EngineOptions())
+    return Model(loaded, budget=budget or MediaBudget(), engine=engine or EngineOptions(), prepare=prepare)
 
 
 def sources_of(messages: Any) -> tuple[Any, ...]:
@@ -105,6 +112,7 @@ class Model:
         *,
         budget: MediaBudget,
         engine: EngineOptions = EngineOptions(),  # noqa: B008 (frozen)
+        prepare: bool = False,
     ) -> None:
         if not isinstance(loaded.network, VLM) or not isinstance(loaded.processor, Processor):
             raise ConfigError(
@@ -112,6 +120,11 @@ class Model:
                 "foveal.load() gives it with what it can do."
             )
         self.network: VLM = loaded.network
+        # Quantized layers have a form of their own, which saving writes as it is.
+        layers = list(self.network.modules())
+        self._prepares = prepare and any(map(packs, layers)) and not any(isinstance(m, QuantizedLinear) for m in layers)
+        if self._prepares:
+            Gradual(self.network)
         self.processor: Processor = loaded.processor
         self.family, self.config = loaded.family, loaded.config
         self.generation, self.budget, self.options = loaded.generation, budget, engine
@@ -178,15 +191,16 @@ class Model:
 
     def save(self, folder: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
         """Writes the model in the official layout, which other libraries open unchanged."""
-        save_folder(
-            Path(folder),
-            family=self.family,
-            config=self.config,
-            network=self.network,
-            processor=self.processor,
-            generation=self.generation,
-            shard_bytes=shard_bytes,
-        )
+        with restored(self.network) if self._prepares else nullcontext():
+            save_folder(
+                Path(folder),
+                family=self.family,
+                config=self.config,
+                network=self.network,
+                processor=self.processor,
+                generation=self.generation,
+                shard_bytes=shard_bytes,
+            )
 
     def _split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Options of processing, and options of sampling."""

@@ -2,7 +2,7 @@
 
     prepare(network)                      # packed bfloat16 layers on a CPU; joined projections everywhere
     prepare(network, replace=mine)        # mine(name, layer) -> the module that takes its place, or None: it stays
-    Gradual(network).advance()            # the same, a few layers at a time, once the network has been used
+    Gradual(network)                      # the same, a few layers before every step once the network is used
     with restored(network): ...           # as it was loaded, for saving or training
 
 A replacement maps [*B, I] to [*B, O] like the layer whose place it takes; where it gives that layer back by
@@ -10,14 +10,17 @@ A replacement maps [*B, I] to [*B, O] like the layer whose place it takes; where
 files included: peak memory is that of the weights and a few layers.
 """
 
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from foveal.core.errors import ConfigError
+from foveal.engine.prefix import weights_key as fingerprint
 from foveal.families.vlm import VLM
 from foveal.language.decoder import Decoder
 from foveal.nn.joined import Joint, apart, join, joinable
@@ -86,45 +89,45 @@ def restored(network: nn.Module, replace: Replace = pack) -> Iterator[None]:
             prepare(network, replace)
 
 
+def weights_key(network: nn.Module) -> bytes:
+    """256 bits that change whenever a weight is replaced or written to, an adapter's too; `Gradual` keeps them."""
+    found = fingerprint(network)
+    return _ORIGINALS.get(network, {}).get(found, found)
+
+
+_ORIGINALS: WeakKeyDictionary[nn.Module, dict[bytes, bytes]] = WeakKeyDictionary()
+"""Fingerprints of a network's prepared forms, and that of the loaded form that each computes the same as."""
+
+
 STEP_BYTES = 256 * 1024**2
 """Weights that `Gradual` prepares after a step: a tenth of a second or two where memory is slow."""
 
 
 class Gradual:
-    """Prepares a network while it works: nothing before its first answer begins, then a part after every step.
+    """Prepares a network while it answers: nothing before its first step, then some layers before every further one.
 
-    To put the weights of a model of 2 billion parameters in another order takes as long as its first 5 to 20 tokens, so
-    the first token does not wait for it. A tower that sees nothing is left as it is, and takes no memory.
+    To put the weights of a model of 2 billion parameters in another order takes as long as its first 5 to 40 tokens, so
+    the first token does not wait for it. A tower that sees nothing is left as it is, and takes no memory. While
+    gradients are recorded nothing is prepared. One thread may compute at a time.
     """
 
     def __init__(self, network: VLM, replace: Replace = pack, *, step_bytes: int = STEP_BYTES) -> None:
-        self.network, self.replace, self.step_bytes = network, replace, step_bytes
+        self._network = weakref.ref(network)  # a model that is dropped is gone at once
+        self.replace, self.step_bytes = replace, step_bytes
         self._files: MappedFiles | None = None
         self._used: dict[str, Iterator[int]] = {}
-        for first, parts in (("language", ("language",)), ("vision", ("adapter", "vision"))):
-            hooks: list[Any] = []
-
-            def begin(*_: Any, parts: tuple[str, ...] = parts, hooks: list[Any] = hooks) -> None:
-                for part in parts:
-                    self._used[part] = self._part(part)
-                for hook in hooks:
-                    hook.remove()
-
-            hooks.append(getattr(network, first).register_forward_hook(begin))
-
-    def _part(self, name: str) -> Iterator[int]:
-        files = self._files = self._files or MappedFiles()
-        return _steps(name, getattr(self.network, name), self.replace, files)
+        network.language.register_forward_pre_hook(self._before)
+        self._watch(network.language, ("language",))
+        self._watch(network.vision, ("adapter", "vision"))
 
     def advance(self) -> bool:
-        """Prepares the next layers of the parts that have worked; whether there was anything to do.
-
-        Call it between two steps, never while the network computes.
-        """
-        if not self._used:
+        """Prepares the next layers of the parts that have worked; whether there was anything to do."""
+        network = self._network()
+        if not self._used or network is None:
             return False
         if self._files is not None:
             self._files.look()
+        before = weights_key(network)
         done = 0
         with torch.no_grad():
             while self._used and done < self.step_bytes:
@@ -134,7 +137,26 @@ class Gradual:
                     del self._used[part]
                 else:
                     done += layer
+        _ORIGINALS.setdefault(network, {})[fingerprint(network)] = before
         return True
+
+    def _before(self, *_: Any) -> None:
+        if not torch.is_grad_enabled():
+            self.advance()
+
+    def _watch(self, module: nn.Module, parts: Sequence[str]) -> None:
+        """Takes up `parts` once `module` has worked without gradients."""
+
+        def begin(*_: Any) -> None:
+            network = self._network()
+            if torch.is_grad_enabled() or network is None:
+                return
+            hook.remove()
+            self._files = self._files or MappedFiles()
+            for part in parts:
+                self._used[part] = _steps(part, getattr(network, part), self.replace, self._files)
+
+        hook = module.register_forward_hook(begin)
 
 
 def _steps(name: str, owner: nn.Module, replace: Replace, files: MappedFiles) -> Iterator[int]:

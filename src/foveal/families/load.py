@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from foveal.core.config import read_json
 from foveal.core.errors import InputError, WeightsError, neighbours
@@ -43,6 +44,24 @@ class Loaded(Described):
     network: nn.Module
 
 
+class Unfilled(TorchFunctionMode):
+    """Networks are built without random values, which the checkpoint replaces.
+
+    On the meta device they would hold none anyhow, but the first `normal_` there imports torch's compiler: 1 s.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init" or func in RANDOM:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
+RANDOM = (torch.Tensor.normal_, torch.Tensor.uniform_)
+
+
 def load(
     folder: Path,
     *,
@@ -61,7 +80,7 @@ def load(
     described = describe(folder)
     kind = torch_dtype(dtype)
     place = torch_device(device)
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         network = described.family.build(described.config)
     checkpoint = open_checkpoint(folder)
     layout = layout_of(read_json(folder / "config.json"), str(folder / "config.json"))

@@ -61,6 +61,9 @@ class PackedLinear(nn.Module):
         layer.bias = self.bias
         return layer.train(self.training)
 
+    def _save_to_state_dict(self, *_: Any, **__: Any) -> None:
+        raise ConfigError("a packed layer has no tensor of its own; undo the preparation of the network before saving.")
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         raise ConfigError("a packed layer keeps its type and device; undo the preparation of the network first.")
 
