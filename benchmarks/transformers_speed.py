@@ -36,7 +36,7 @@ def ours(*, ready: bool = True) -> Any:
 
     # Nothing is remembered from one round to the next.
     options = EngineOptions(prefix_cache=False, vision_cache_bytes=0, step_tokens=4096)
-    model = foveal.load(FOLDER, device="cpu", engine=options)
+    model = foveal.load(FOLDER, device="cpu", engine=options, prepare=True)
     if ready:
         prepare(model.network)
     return model

@@ -259,7 +259,7 @@ def test_a_prepared_network_has_no_state_to_save():
 
 
 def test_a_loaded_model_prepares_itself_and_saves_what_it_loaded(tmp_path):
-    model = foveal.load(device="cpu")
+    model = foveal.load(device="cpu", prepare=True)
     before = values(model.network)
     question = [{"role": "user", "content": "What is a crown?"}]
     first = model.chat(question, max_tokens=8, temperature=0)
@@ -267,7 +267,7 @@ def test_a_loaded_model_prepares_itself_and_saves_what_it_loaded(tmp_path):
     assert packed_parts(model.network) == {"language"} and first.raw == again.raw
     model.save(tmp_path / "model")
     assert is_prepared(model.network)
-    loaded = foveal.load(tmp_path / "model", device="cpu", prepare=False)
+    loaded = foveal.load(tmp_path / "model", device="cpu")
     assert loaded.chat(question, max_tokens=8, temperature=0).raw == first.raw
     assert not is_prepared(loaded.network)
     after = loaded.network.state_dict()
@@ -275,4 +275,4 @@ def test_a_loaded_model_prepares_itself_and_saves_what_it_loaded(tmp_path):
 
 
 def test_other_types_are_left_alone():
-    assert not foveal.load(device="cpu", dtype="float32").network.language._forward_pre_hooks
+    assert not foveal.load(device="cpu", dtype="float32", prepare=True).network.language._forward_pre_hooks

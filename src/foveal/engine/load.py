@@ -31,7 +31,7 @@ def load(
     adapter: str | Path | None = None,
     engine: EngineOptions | None = None,
     quantize: str | Quantization | None = None,
-    prepare: bool = True,
+    prepare: bool = False,
 ) -> Model: ...
 
 
@@ -46,7 +46,7 @@ def load(
     adapter: str | Path | None = None,
     engine: EngineOptions | None = None,
     quantize: str | Quantization | None = None,
-    prepare: bool = True,
+    prepare: bool = False,
 ) -> Any: ...
 
 
@@ -60,7 +60,7 @@ def load(
     adapter: str | Path | None = None,
     engine: EngineOptions | None = None,
     quantize: str | Quantization | None = None,
-    prepare: bool = True,
+    prepare: bool = False,
 ) -> Any:
     """Opens a model.
 
@@ -75,8 +75,8 @@ def load(
         engine: bounds of the engine of a model that answers questions: memory, tokens of a step, guesses.
         quantize: "int8" or "int4" rounds the language model's linear layers while they are opened; `Quantization`
             names other parts and group sizes.
-        prepare: put weights of bfloat16 on a CPU in the order that computes fastest, while it answers
-            (`foveal.engine.prepare`). False leaves the network as the files have it, for training it.
+        prepare: put weights of bfloat16 on a CPU in the order that computes fastest, while the model answers
+            (`foveal.engine.prepare`). Answers change by roundings meanwhile, and it cannot be trained: only if asked.
 
     Returns:
         `Model` for what answers questions, `Classifier` for what names pictures, `Dual` for what compares pictures

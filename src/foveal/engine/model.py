@@ -40,7 +40,7 @@ def load(
     adapter: str | Path | None = None,
     engine: EngineOptions | None = None,
     quantize: str | Quantization | None = None,
-    prepare: bool = True,
+    prepare: bool = False,
 ) -> "Model":
     """Opens a model that answers questions. `foveal.load` opens the others too.
 
@@ -55,8 +55,8 @@ def load(
         engine: bounds of the engine that answers: memory, tokens of a step, guesses.
         quantize: "int8" or "int4" rounds the language model's linear layers while they are opened; `Quantization`
             names other parts and group sizes.
-        prepare: put weights of bfloat16 on a CPU in the order that computes fastest, while it answers
-            (`foveal.engine.prepare`). False leaves the network as the files have it, for training it.
+        prepare: put weights of bfloat16 on a CPU in the order that computes fastest, while the model answers
+            (`foveal.engine.prepare`). Answers change by roundings meanwhile, and it cannot be trained: only if asked.
 
     Raises:
         HubError: the name is no folder and cannot be fetched.
