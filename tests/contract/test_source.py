@@ -39,6 +39,7 @@ OPENERS = {
     "weights/pickled.py": "tensors that are converted",
     "weights/read.py": "weights",
     "weights/write.py": "weights that are saved",
+    "serve/batch.py": "requests and answers that a user names",
     "serve/media.py": "pictures and videos below the one folder that a server allows",
     "data/rows.py": "records of data sets",
     "data/sinks.py": "data sets that are written",
@@ -117,6 +118,7 @@ def test_nothing_runs_text_as_code():
 
 
 NETWORKERS = {
+    "serve/batch.py": "requests and answers that a user names",
     "serve/media.py": "the one that fetches what a message names",
     "serve/wire.py": "sockets between a server and its own children",
     "serve/children.py": "sockets between a server and its own children",

@@ -46,14 +46,19 @@ class VisionConfig:
         block = 2 * 2 * d + (d + 1) * 3 * d + (d + 1) * d + (d + 1) * f + (f + 1) * d
         return self.patch_values * d + self.depth * block
 
+    @property
+    def hidden_results(self) -> int:
+        """Arrays of the hidden width that an MLP holds at once: before and after its activation."""
+        return 2
+
     def work_bytes(self, patches: int, item_bytes: int) -> int:
         """Peak memory of the intermediate results of a forward pass without gradients, weights and input aside.
 
-        The widest place is a block's MLP (its input twice, the norm's output, and three results of the hidden
-        width), the rotation of the keys, which is computed in float32, or the input in the weights' type.
+        The widest place is a block's MLP (its input twice, the norm's output, and results of the hidden width),
+        the rotation of the keys, which is computed in float32, or the input in the weights' type.
         """
         entry = item_bytes * (self.width + (self.patch_values if item_bytes != 4 else 0))
-        mlp = item_bytes * (3 * self.width + 3 * self.mlp_width)
+        mlp = item_bytes * (3 * self.width + self.hidden_results * self.mlp_width)
         rotation = item_bytes * 4 * self.width + 4 * 4 * self.width
         angles = 4 * 2 * self.head_dim
         return patches * (max(mlp, rotation, entry) + angles)
@@ -78,6 +83,11 @@ class WindowConfig(VisionConfig):
                 f"a window of {self.window_px} px is smaller than a merged token ({self.merge} x {self.patch} px); "
                 "make it larger."
             )
+
+    @property
+    def hidden_results(self) -> int:
+        """The gate, what it multiplies, and their product."""
+        return 3
 
     @property
     def window_cells(self) -> int:
@@ -119,7 +129,7 @@ class StackConfig(VisionConfig):
         return super().parameters + self.width + self.side**2 * self.width
 
     def work_bytes(self, patches: int, item_bytes: int) -> int:
-        """As in `VisionConfig`, with the inner features, which are held to the end, and GELU computed in one step."""
+        """As in `VisionConfig`, with the inner features, which are held to the end."""
         mlp = item_bytes * (3 * self.width + 2 * self.mlp_width)
         rotation = item_bytes * 4 * self.width + 4 * 4 * self.width
         inner = item_bytes * self.width * len(self.inner)
