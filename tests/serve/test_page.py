@@ -226,6 +226,22 @@ def test_escape_stops_an_answer(page: Any, stand_in: tuple[StandIn, str]) -> Non
     assert page.inner_text(".assistant .note") == "stopped"
 
 
+def test_a_new_conversation_leaves_a_running_answer_behind(page: Any, stand_in: tuple[StandIn, str]) -> None:
+    api, _ = stand_in
+    api.pieces = ["begun"]
+    api.held.set()
+    page.fill("#question", "Tell me.")
+    page.press("#question", "Enter")
+    page.wait_for_selector(".assistant .text:text-is('begun')")
+    page.click("#fresh")
+    page.wait_for_selector("#send:not([disabled])")
+    assert api.left.wait(10)
+    assert page.locator("article").count() == 0 and page.input_value("#question") == ""
+    api.held.clear()
+    ask(page, "Hello?")
+    assert [m["content"] for m in api.asked[-1]["messages"]] == ["Hello?"]
+
+
 def test_a_refusal_gives_the_question_back(page: Any, stand_in: tuple[StandIn, str]) -> None:
     api, _ = stand_in
     api.refusal = (429, "too many requests; try again in 2 s")

@@ -1,7 +1,7 @@
 // The page's one conversation: what is asked, what comes back, and what is kept.
 
 import { Refused, chat, servedModel } from "./api.js";
-import { keep, kept } from "./store.js";
+import { forget, keep, kept } from "./store.js";
 import { showRegions, showTurn, update } from "./talk.js";
 import { label, say, switchLanguage } from "./words.js";
 
@@ -138,6 +138,7 @@ async function ask() {
   const turn = { role: "assistant", text: "", regions: [], busy: true };
   if (!turns.length) talk.replaceChildren();
   turns.push(own);
+  const talked = turns; // another one, once a new conversation has begun
   showTurn(talk, own);
   const messages = turns.map((t) => ({ role: t.role, content: content(t) }));
   const pixels = Number(get("pixels").value);
@@ -149,11 +150,13 @@ async function ask() {
   busy(true);
   try {
     await listen(turn, article, { messages, ...(pixels ? { max_pixels: pixels } : {}) }, running.signal);
-    turns.push(turn);
+    talked.push(turn);
   } catch (error) {
-    if (error.name === "AbortError" && turn.text) {
+    if (turns !== talked) {
+      // Nobody waits for it any more.
+    } else if (error.name === "AbortError" && turn.text) {
       turn.note = say("stopped");
-      turns.push(turn);
+      talked.push(turn);
     } else {
       // Nothing was said: the question goes back to where it was written.
       turns.pop();
@@ -166,15 +169,18 @@ async function ask() {
     }
   } finally {
     running = null;
-    busy(false);
     delete turn.busy;
   }
-  if (article.isConnected) {
-    update(article, turn);
-    if (turn.regions.length) showRegions(talk, article, turn);
-    article.scrollIntoView({ block: "end" });
+  try {
+    if (article.isConnected) {
+      update(article, turn);
+      if (turn.regions.length) showRegions(talk, article, turn);
+      article.scrollIntoView({ block: "end" });
+    }
+    await save();
+  } finally {
+    busy(false);
   }
-  await save();
   question.focus();
 }
 
@@ -266,8 +272,12 @@ function wire() {
     running?.abort();
     [turns, tray] = [[], []];
     render();
-    await save();
     question.focus();
+    try {
+      await forget();
+    } catch {
+      // Nothing of it was kept then.
+    }
   };
   get("lock").addEventListener("close", () => {
     key = get("key").value;

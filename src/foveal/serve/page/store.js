@@ -3,11 +3,13 @@
 
 const NAME = "foveal";
 const SHELF = "talks";
-const tab = (() => {
-  const known = sessionStorage.getItem("tab") || crypto.randomUUID?.() || String(Date.now() + Math.random());
-  sessionStorage.setItem("tab", known);
-  return known;
-})();
+let tab = sessionStorage.getItem("tab") || named();
+
+function named() {
+  const name = crypto.randomUUID?.() || String(Date.now() + Math.random());
+  sessionStorage.setItem("tab", name);
+  return name;
+}
 
 function finished(request) {
   return new Promise((resolve, reject) => {
@@ -23,7 +25,15 @@ async function shelf(mode) {
 }
 
 export async function keep(turns) {
-  await finished((await shelf("readwrite")).put({ turns, at: Date.now() }, tab));
+  const own = tab; // the tab may begin anew meanwhile
+  await finished((await shelf("readwrite")).put({ turns, at: Date.now() }, own));
+}
+
+/** Begins anew: under another name at once, whatever becomes of what the old one holds. */
+export async function forget() {
+  const old = tab;
+  tab = named();
+  await finished((await shelf("readwrite")).delete(old));
 }
 
 /** The turns of this tab, and an end to those of tabs that were not used for a day. */
