@@ -22,4 +22,4 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/ready', timeout=2)"]
 ENTRYPOINT ["foveal", "serve"]
-CMD ["--host", "0.0.0.0", "--open-path", "/health", "/ready"]
+CMD ["--host", "0.0.0.0", "--open-path", "/health", "--open-path", "/ready"]

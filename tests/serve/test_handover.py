@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,29 @@ from types import SimpleNamespace
 
 import pytest
 
+from foveal.cli import serve
+from foveal.cli.main import Parser
 from foveal.core.errors import ConfigError
 from foveal.serve.handover import NOWHERE, handover
 from foveal.serve.options import ServeOptions
 
 PUBLISHED = Path(__file__).parents[1] / "data_files" / "published"
+
+
+def served_commands() -> list[list[str]]:
+    """Arguments of `foveal serve` in the pages on serving and in the container's file."""
+    root = Path(__file__).parents[2]
+    text = "\n".join((root / name).read_text() for name in ("docs/serve.md", "docs/deploy.md", "README.md"))
+    lines = [line.strip() for line in text.replace("\\\n", " ").splitlines()]
+    found = [
+        line.split(" foveal " if "docker run" in line else "foveal serve", 1)[1] for line in lines if is_command(line)
+    ]
+    (command,) = [line[4:] for line in (root / "Dockerfile").read_text().splitlines() if line.startswith("CMD ")]
+    return [*(shlex.split(line, comments=True) for line in found), json.loads(command)]
+
+
+def is_command(line: str) -> bool:
+    return line.startswith(("foveal serve", "taskset")) or (line.startswith("docker run") and " foveal " in line)
 
 
 def flags(command: tuple[str, ...]) -> dict[str, list[str]]:
@@ -100,3 +119,13 @@ def test_it_becomes_vllm(tmp_path: Path) -> None:
     told["PATH"] = str(tmp_path / "nothing")
     gone = subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, text=True, check=False)
     assert "vLLM is not installed here" in gone.stderr
+
+
+@pytest.mark.parametrize("words", served_commands(), ids=" ".join)
+def test_commands_of_the_pages_and_the_container_are_understood(words: list[str]) -> None:
+    """Every flag that they show is one that `foveal serve` has, and nothing is taken for the model by mistake."""
+    parser = Parser(allow_abbrev=False)
+    serve.configure(parser)
+    given = parser.parse_args(words)
+    assert given.model is None or not given.model.startswith(("/health", "/ready"))
+    assert all(path.startswith("/") for path in given.open_path)
