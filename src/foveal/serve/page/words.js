@@ -5,7 +5,7 @@ export const WORDS = {
     skip: "To the question",
     pixels: "Picture size",
     asModel: "as the server says",
-    upTo: (n, tokens) => `up to ${n} megapixels`,
+    upTo: (n) => `up to ${n} megapixels`,
     otherLanguage: "中文",
     theme: "Light or dark",
     fresh: "New conversation",
@@ -32,7 +32,6 @@ export const WORDS = {
     noQuestion: "Write a question first.",
     badAnswer: "The server's answer broke off.",
     unsaved: "This browser does not let the tab keep the conversation; a reload loses it.",
-    ready: "Ready",
   },
   zh: {
     skip: "跳到提问框",
@@ -64,7 +63,6 @@ export const WORDS = {
     noQuestion: "请先写下问题。",
     badAnswer: "服务器的回答中断了。",
     unsaved: "此浏览器不允许保存对话;刷新后会丢失。",
-    ready: "就绪",
   },
 };
 
