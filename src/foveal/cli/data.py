@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveal.cli.output import NANO, table
+from foveal.cli.output import NANO, progress, table
 from foveal.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -141,15 +141,11 @@ def _bar() -> Callable[[int, int], None] | None:
     if not sys.stderr.isatty():
         return None
 
-    def progress(done: int, total: int) -> None:
-        if done % max(1, total // 200) and done < total:
-            return
-        filled = 24 * done // total
-        bar = "#" * filled + "-" * (24 - filled)
-        end = "" if done < total else "\n"
-        print(f"\rfoveal: [{bar}] {done:,} of {total:,} samples", end=end, file=sys.stderr, flush=True)
+    def tell(done: int, total: int) -> None:
+        if not done % max(1, total // 200) or done == total:
+            progress(done, total, " samples")
 
-    return progress
+    return tell
 
 
 def _many(count: int, one: str, more: str = "") -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from foveal.cli.output import table
+from foveal.cli.output import progress, table
 from foveal.core.errors import ConfigError, InputError
 
 HELP = "find the label that fits each picture, without training (CLIP, SigLIP)"
@@ -46,11 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not isinstance(model, Dual):
         raise ConfigError(f"{arguments.model} compares no pictures with texts; `match` needs CLIP or SigLIP.")
 
-    def progress(done: int, total: int) -> None:
-        filled = 24 * done // total
-        bar = "#" * filled + "-" * (24 - filled)
-        end = "" if done < total else "\n"
-        print(f"\rfoveal: [{bar}] {done} of {total} pictures", end=end, file=sys.stderr, flush=True)
+    def tell(done: int, total: int) -> None:
+        progress(done, total, " pictures")
 
     long = len(files) > arguments.batch and sys.stderr.isatty()
     found = model.classify(
@@ -58,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.labels,
         templates=arguments.template or TEMPLATES,
         batch=arguments.batch,
-        progress=progress if long else None,
+        progress=tell if long else None,
     )
     if arguments.json:
         for file, match in zip(files, found, strict=True):

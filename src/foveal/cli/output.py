@@ -1,5 +1,6 @@
 """What the verbs share: how numbers and tables are printed."""
 
+import sys
 from collections.abc import Sequence
 
 NANO = "the small model inside"
@@ -23,3 +24,12 @@ def table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
         cells = [c.ljust(w) if n < left else c.rjust(w) for n, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  " + "  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def progress(done: int, total: int, what: str, *, last: str = "\n") -> None:
+    """Draws a bar over the one before it, on standard error; `last` closes the full one."""
+    filled = 24 * done // total
+    bar = "#" * filled + "-" * (24 - filled)
+    print(
+        f"\rfoveal: [{bar}] {done:,} of {total:,}{what}", end="" if done < total else last, file=sys.stderr, flush=True
+    )

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foveal.cli.output import progress
 from foveal.cli.serving import engine_flags, media_flags, options_of
 from foveal.core.errors import MissingExtraError
 
@@ -37,13 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     def tell(counts: "Counts") -> None:
         if seen:
-            share = 24 * counts.done // counts.total
-            bar = "#" * share + "-" * (24 - share)
-            print(
-                f"\rfoveal: [{bar}] {counts.done} of {counts.total}, {counts.wrong} with errors",
-                end="",
-                file=sys.stderr,
-            )
+            progress(counts.done, counts.total, f", {counts.wrong} with errors", last="")
 
     target = Path(arguments.output)
     try:
