@@ -3,17 +3,21 @@
     benchmarks/peers.sh                                             # once: the peers' environments
     python benchmarks/random_weights.py qwen2_vl 2b                 # once; then benchmarks/sides/language_model.py
     OMP_NUM_THREADS=2 python benchmarks/engine.py decode1 ours transformers openvino vllm
+    OMP_NUM_THREADS=2 python benchmarks/engine.py start ours transformers
     python benchmarks/engine.py --table                             # all results -> benchmarks/results/engine.md
 
-A case (decode1, decode8, prefill, first, start) and two or more sides. Every side is a process that is kept, and
-stopped (SIGSTOP) while another one works; who begins changes from turn to turn. Results go to build/peers/results,
-one file a run.
+A case and two or more sides. Every side is a process that is kept, and stopped (SIGSTOP) while another one works; who
+begins changes from turn to turn. `start` and `memory` take a fresh process a turn. Results go to build/peers/results,
+one file a run. On a machine with other work, `--alone 'COMMAND'` names a command that runs another one while it keeps
+the others away (`flock FILE`, say): sides are started inside it, and turns are timed inside it, at most `--window`
+seconds at a time.
 """
 
 import argparse
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,6 +25,9 @@ import time
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from engine_table import shown, table
+from turns import Side, Window
 
 ROOT = Path(__file__).parent.parent
 PEERS = Path(os.environ.get("PEERS_DIR", ROOT / "build" / "peers"))
@@ -32,195 +39,151 @@ RESULTS = PEERS / "results"
 CASES: dict[str, dict[str, Any]] = {
     "decode1": {"do": "decode", "requests": 1, "context": 512, "steps": 12},
     "decode8": {"do": "decode", "requests": 8, "context": 256, "steps": 8},
-    "prefill": {"do": "prefill", "tokens": 320},
+    "prefill320": {"do": "prefill", "tokens": 320},
+    "prefill1300": {"do": "prefill", "tokens": 1300},
+    "vision448": {"do": "vision", "side_px": 448},
+    "vision1036": {"do": "vision", "side_px": 1036},
     "first": {"do": "first", "side_px": 448, "tokens": 64},
 }
 WARM: dict[str, dict[str, Any]] = {
-    "decode1": {"do": "decode", "requests": 1, "context": 32, "steps": 2},
-    "decode8": {"do": "decode", "requests": 8, "context": 16, "steps": 2},
-    "prefill": {"do": "prefill", "tokens": 64},
-    "first": {"do": "first", "side_px": 112, "tokens": 16},
+    "decode1": {"do": "decode", "requests": 1, "context": 64, "steps": 2},
+    "decode8": {"do": "decode", "requests": 8, "context": 32, "steps": 2},
+    "first": {"do": "first", "side_px": 448, "tokens": 64},
+    "vision1036": {"do": "vision", "side_px": 448},
+}
+FRESH: dict[str, dict[str, Any]] = {
+    "start": {"do": "prefill", "tokens": 64},  # from the start of the process to its first token, files in memory
+    "memory": {
+        "do": "whole",
+        "side_px": 448,
+        "tokens": 1300,
+        "answer_tokens": 32,
+    },  # the highest resident size of a process
 }
 
 
-def command(side: str) -> list[str]:
+def command(side: str, *, fresh: bool) -> list[str]:
     """ours, ours-int8, ours-int4, transformers, openvino, openvino-int8, openvino-int4, vllm, llama-bf16, llama-q8_0,
-    llama-q4_0."""
+    llama-q4_0. In a `fresh` process ours prepares its weights while it answers, in others before it is asked."""
     name, _, form = side.partition("-")
     python = str(PEERS / name / "bin" / "python")
     if name == "ours":
-        return [sys.executable, str(SIDES / "ours.py"), str(FOLDER), *([form] if form else [])]
+        return [sys.executable, str(SIDES / "ours.py"), str(FOLDER), form or "bf16", "fresh" if fresh else "ready"]
     if name == "transformers":
         return [sys.executable, str(SIDES / "transformers_side.py"), str(FOLDER)]
     if name == "openvino":
         return [python, str(SIDES / "openvino_side.py"), str(MODELS / side)]
     if name == "vllm":
-        return [python, str(SIDES / "vllm_side.py"), str(MODELS / "lm")]
+        return [python, str(SIDES / "vllm_side.py"), str(MODELS / (f"lm-{form}" if form else "lm"))]
     if name == "llama":
         return [python, str(SIDES / "llama_side.py"), str(MODELS / f"lm-{form}.gguf")]
     sys.exit(f"unknown side {side!r}")
 
 
-class Side:
-    """A process of one side, stopped unless it is asked."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        begun = time.perf_counter()
-        log = (RESULTS / f"{name}.log").open("w")
-        self.process = subprocess.Popen(
-            command(name), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
-        )
-        if "ready" not in self._answer():
-            sys.exit(f"{name} did not start; see {log.name}")
-        self.ready_s = time.perf_counter() - begun
-        self._signal(signal.SIGSTOP)
-
-    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        self._signal(signal.SIGCONT)
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        answer = self._answer()
-        self._signal(signal.SIGSTOP)
-        return answer
-
-    def close(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        return dict(json.loads(line)) if line.strip() else {}
-
-    def _signal(self, number: signal.Signals) -> None:
-        os.killpg(self.process.pid, number)
+def opened(side: str, *, fresh: bool = False) -> Side:
+    return Side(side, command(side, fresh=fresh), RESULTS / f"{side}.log")
 
 
 def conditions() -> str:
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False
+        ["git", "describe", "--always", "--dirty=*"], capture_output=True, text=True, cwd=ROOT, check=False
     ).stdout.strip()
     cpu = platform.processor()
     if Path("/proc/cpuinfo").exists():
-        cpu = next((x.split(": ")[1] for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), cpu)
+        text = Path("/proc/cpuinfo").read_text()
+        cpu = next((x.split(": ")[1] for x in text.splitlines() if "model name" in x), cpu)
+        cpu += " with AMX" if "amx_bf16" in text else ""
     return f"{commit}, {time.strftime('%Y-%m-%d')}, {cpu}, {len(os.sched_getaffinity(0))} cores"
 
 
-def compare(case: str, names: list[str], turns: int, limit_s: float) -> dict[str, Any]:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    begun = time.monotonic()
-    sides = [Side(name) for name in names]
+Found = dict[str, list[list[float]]]
+"""Of every side, of every turn: seconds of its steps, or its two times, or its one time."""
+
+
+def compare(case: str, names: list[str], given: argparse.Namespace) -> tuple[Found, dict[str, int]]:
+    sides: list[Side] = []
+    found: Found = {name: [] for name in names}
     try:
-        for side in sides:
-            side.ask(WARM[case])
-        found: dict[str, list[list[float]]] = {name: [] for name in names}
-        for turn in range(turns):
-            if turn > 1 and time.monotonic() - begun > limit_s:
-                break
-            for step in range(len(sides)):
-                side = sides[(turn + step) % len(sides)]
-                answer = side.ask(CASES[case])
-                if "seconds" not in answer:
-                    sys.exit(f"{side.name}: {answer}; see {RESULTS / side.name}.log")
-                found[side.name].append(answer["seconds"])
-        return {
-            "case": case,
-            "conditions": conditions(),
-            "sides": {
-                side.name: {
-                    "turns": found[side.name],
-                    "peak_bytes": side.ask({"do": "peak"}).get("bytes"),
-                    "ready_s": side.ready_s,
-                }
-                for side in sides
-            },
-        }
+        with Window(given.alone):
+            for name in names:
+                sides.append(opened(name))
+                sides[-1].ask(WARM.get(case, CASES[case]))
+        longest = 0.0
+        turn = 0
+        while turn < given.turns:
+            seconds: list[list[list[float]]] = []
+            with Window(given.alone) as window:
+                while turn + len(seconds) < given.turns and (not seconds or window.spent_s + longest < given.window):
+                    begun = time.monotonic()
+                    order = [(turn + len(seconds) + step) % len(sides) for step in range(len(sides))]
+                    answers = {i: sides[i].ask(CASES[case])["seconds"] for i in order}
+                    seconds.append([answers[i] for i in range(len(sides))])
+                    longest = max(longest, time.monotonic() - begun)
+            if not window.kept:
+                sys.exit(f"a turn takes {longest:.0f} s, for which the machine was not ours; take fewer sides at once")
+            for turns in seconds:
+                turn += 1
+                for name, times in zip(names, turns, strict=True):
+                    found[name].append(times)
+            print(f"{turn} of {given.turns} turns", file=sys.stderr, flush=True)
+        return found, {side.name: side.ask({"do": "peak"})["bytes"] for side in sides}
     finally:
         for side in sides:
             side.close()
 
 
-def start(names: list[str], turns: int) -> dict[str, Any]:
-    """From starting the process to the first token of a prompt of 16 tokens, files in the page cache."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    found: dict[str, list[list[float]]] = {name: [] for name in names}
-    peaks: dict[str, int] = {}
-    for turn in range(turns):
-        for name in names if turn % 2 else names[::-1]:
-            begun = time.perf_counter()
-            side = Side(name)
-            side.ask({"do": "prefill", "tokens": 16})
-            found[name].append([time.perf_counter() - begun])
-            peaks[name] = int(side.ask({"do": "peak"})["bytes"])
-            side.close()
-    sides = {name: {"turns": found[name], "peak_bytes": peaks[name], "ready_s": None} for name in names}
-    return {"case": "start", "conditions": conditions(), "sides": sides}
-
-
-def table() -> str:
-    """All results as a page: the median of each side with its range over turns, and the ratio of each turn."""
-    lines = [
-        "# Foveal beside its peers: Qwen2-VL-2B's shape, random weights, two threads",
-        "",
-        "Every row is one run in which the sides took turns (`benchmarks/engine.py CASE SIDE ...`, alone on the",
-        "machine); milliseconds are the median over turns, in brackets the range; the ratio is the peer's time over",
-        "ours in the same turn, median and range. Peers other than transformers run the language model alone.",
-        "",
-        "| case | peer | ours ms | peer ms | ratio | peak memory ours / peer | conditions |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text())
-        own, *others = result["sides"]
-        indices = (0, 1) if result["case"] == "first" else (None,)
-        for index in indices:
-            mine = _times(result["sides"][own], index)
-            label = result["case"] + ("" if not index else ", same again")
-            for other in others:
-                theirs = _times(result["sides"][other], index)
-                ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
-                memory = " / ".join(f"{(result['sides'][s]['peak_bytes'] or 0) / 1e9:.1f} GB" for s in (own, other))
-                lines.append(
-                    f"| {label}, {own} | {other} | {_range(mine)} | {_range(theirs)} | **{median(ratios):.2f}x** "
-                    f"({min(ratios):.2f} to {max(ratios):.2f}) | {memory} | {result['conditions']} |"
-                )
-    return "\n".join(lines) + "\n"
-
-
-def _times(side: dict[str, Any], index: int | None) -> list[float]:
-    """Milliseconds of each turn: the median of its steps, or one of its two times."""
-    return [1000 * (median(turn) if index is None else turn[index]) for turn in side["turns"]]
-
-
-def _range(values: list[float]) -> str:
-    return f"{median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
+def fresh(case: str, names: list[str], given: argparse.Namespace) -> tuple[Found, dict[str, int]]:
+    """Turns of fresh processes; one before them is not counted, so that all files are in memory."""
+    found: Found = {name: [] for name in names}
+    peaks: dict[str, list[int]] = {name: [] for name in names}
+    for turn in range(-1, given.turns):
+        with Window(given.alone) as window:
+            for name in names if turn % 2 else names[::-1]:
+                begun = time.perf_counter()
+                side = opened(name, fresh=True)
+                try:
+                    side.ask(FRESH[case])
+                    seconds = time.perf_counter() - begun
+                    peak = int(side.ask({"do": "peak"})["bytes"])
+                finally:
+                    side.close()
+                if turn >= 0:
+                    found[name].append([seconds])
+                    peaks[name].append(peak)
+        if not window.kept:
+            sys.exit("the machine was not ours for a whole turn; take fewer sides at once")
+        print(f"{turn + 1} of {given.turns} turns", file=sys.stderr, flush=True)
+    return found, {name: int(median(values)) for name, values in peaks.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", nargs="?", choices=[*CASES, "start"])
+    parser.add_argument("case", nargs="?", choices=[*CASES, *FRESH])
     parser.add_argument("sides", nargs="*", help="the first is the one that the others are compared with")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--limit", type=float, default=100.0, help="begin no further turn after so many seconds")
+    parser.add_argument("--alone", type=shlex.split, default=[], help="command that keeps other work away")
+    parser.add_argument("--window", type=float, default=60.0, help="begin no turn that may end after so many seconds")
     parser.add_argument("--table", action="store_true", help="write benchmarks/results/engine.md")
     given = parser.parse_args()
     if given.table:
         path = Path(__file__).parent / "results" / "engine.md"
-        path.write_text(table(), encoding="utf-8")
+        path.write_text(table([json.loads(p.read_text()) for p in RESULTS.glob("*.json")]), encoding="utf-8")
         print(path.read_text())
         return
     if not given.case or len(given.sides) < 2:
         parser.error("name a case and two or more sides")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped before the end"))  # so that no side is left behind
-    turns, names = given.turns, given.sides
-    result = start(names, turns) if given.case == "start" else compare(given.case, names, turns, given.limit)
-    path = RESULTS / f"{given.case}-{'-'.join(names)}.json"
-    path.write_text(json.dumps(result, indent=1))
-    for name, side in result["sides"].items():
-        times = [1000 * median(t) for t in side["turns"]]
-        print(name, _range(times), "ms", side["peak_bytes"], side["ready_s"])
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    case, names = given.case, given.sides
+    found, peaks = (fresh if case in FRESH else compare)(case, names, given)
+    result = {
+        "case": case,
+        "conditions": conditions(),
+        "sides": {name: {"turns": found[name], "peak_bytes": peaks[name]} for name in names},
+    }
+    (RESULTS / f"{case}-{'-'.join(names)}.json").write_text(json.dumps(result, indent=1))
+    for name in names:
+        print(name, shown([1000 * median(t) for t in found[name]]), "ms,", f"{peaks[name] / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

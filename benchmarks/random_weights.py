@@ -7,44 +7,20 @@ first ids are real tokens and the others are never written.
 """
 
 import argparse
+import os
 from pathlib import Path
 
-import torch
+from foveal.families.stand_in import known_family, write_random
 
-import foveal
-from foveal.families.describe import families
-from foveal.families.load import save_folder
-
-ROOT = Path(__file__).parent.parent / "build" / "random"
+ROOT = Path(os.environ.get("RANDOM_DIR", Path(__file__).parent.parent / "build" / "random"))
 
 
-def random_folder(family: str, size: str, dtype: torch.dtype = torch.bfloat16, root: Path = ROOT) -> Path:
+def random_folder(family: str, size: str) -> Path:
     """The folder of a family's published size, made when it is not there yet."""
-    folder = root / f"{family}-{size}"
-    if folder.exists():
-        return folder
-    declared = families()[family]
-    config = declared.size(size)
-    with torch.device("meta"):
-        network = declared.build(config)
-    network = network.to(dtype).to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0.0, 0.02, generator=generator)
-            else:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-    small = foveal.load()
-    root.mkdir(parents=True, exist_ok=True)
-    save_folder(
-        folder,
-        family=declared,
-        config=config,
-        network=network,
-        processor=small.processor,
-        generation={},
-    )
+    folder = ROOT / f"{family}-{size}"
+    if not folder.exists():
+        ROOT.mkdir(parents=True, exist_ok=True)
+        write_random(folder, known_family(family), size)
     return folder
 
 

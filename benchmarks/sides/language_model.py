@@ -35,17 +35,19 @@ def hf(source: Path, target: Path) -> None:
 
 
 def openvino(source: Path, target: Path) -> None:
-    """Stateful graphs with bfloat16 (stored as float16), int8 and int4 weights."""
+    """Stateful graphs with bfloat16, int8 and int4 weights."""
     import gc
 
     import nncf
     from openvino import Core, save_model
     from optimum.exporters.openvino import main_export
+    from optimum.intel import OVConfig
 
     plain = target / "openvino"
     if not (plain / "openvino_model.xml").exists():
+        # Without a configuration, a model of more than a billion weights is exported in 8 bits.
         main_export(
-            str(source), plain, task="text-generation-with-past", ov_config=None, convert_tokenizer=False,
+            str(source), plain, task="text-generation-with-past", ov_config=OVConfig(), convert_tokenizer=False,
             torch_dtype="bfloat16",
         )  # fmt: skip
     forms = {

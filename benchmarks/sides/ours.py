@@ -1,4 +1,7 @@
-"""Foveal: python benchmarks/sides/ours.py FOLDER [int8|int4]"""
+"""Foveal: python benchmarks/sides/ours.py FOLDER bf16|int8|int4 ready|fresh
+
+`ready`: all weights are in their fastest form before the first question, as after a model's first answers; `fresh`:
+they are prepared while it answers."""
 
 import sys
 import time
@@ -11,16 +14,20 @@ from protocol import lengths, serve, words
 def build() -> dict[str, Any]:
     from dataclasses import replace
 
+    import torch
     from PIL import Image
 
     import foveal
     from foveal.core.packed import Packed
     from foveal.engine.engine import Engine
     from foveal.engine.options import EngineOptions
+    from foveal.engine.prepare import prepare
     from foveal.engine.request import Sampling
 
-    extra = {"quantize": sys.argv[2]} if len(sys.argv) > 2 else {}
-    model = foveal.load(sys.argv[1], **extra)
+    _, folder, form, state = sys.argv
+    model = foveal.load(folder, quantize=None if form == "bf16" else form, prepare=True)
+    if state == "ready" and form == "bf16":
+        prepare(model.network)
     template = model.process([{"role": "user", "content": "?"}])
     rng = np.random.default_rng(0)
     seeds = iter(range(10**6))
@@ -33,8 +40,24 @@ def build() -> dict[str, Any]:
             spans=(),
         )  # fmt: skip
 
+    def picture(side_px: int) -> Image.Image:
+        return Image.fromarray(rng.integers(0, 256, (side_px, side_px, 3), dtype=np.uint8))
+
+    def question(side_px: int, tokens: int) -> Any:
+        """A picture with the words that make `tokens` tokens with it, the conversation's own included."""
+        content: list[Any] = [{"type": "image", "image": picture(side_px)}, {"type": "text", "text": "the"}]
+        while (missing := tokens - len(model.process([{"role": "user", "content": content}]).tokens)) > 0:
+            content[1]["text"] += " the" * max(1, missing // 3)
+        return [{"role": "user", "content": content}]
+
     def sampling(count: int) -> Sampling:
-        return Sampling(max_tokens=count, ignore_eos=True)
+        return Sampling(max_tokens=count, temperature=0.0, ignore_eos=True)
+
+    def until_first(engine: Engine, packed: Packed) -> None:
+        name = engine.add(packed, sampling(2))
+        while not engine.step():
+            pass
+        engine.abort(name)
 
     def decode(requests: int, context: int, steps: int) -> list[float]:
         engine = Engine(model, EngineOptions(max_requests=requests, prefix_cache=False))
@@ -50,29 +73,39 @@ def build() -> dict[str, Any]:
         return found[1:]
 
     def prefill(tokens: int) -> list[float]:
-        engine = Engine(model, EngineOptions(step_tokens=tokens, prefix_cache=False))
+        engine = Engine(model, EngineOptions(prefix_cache=False))
         packed = prompt(tokens)
         begun = time.perf_counter()
-        engine.add(packed, sampling(2))
-        while not engine.step():
-            pass
+        until_first(engine, packed)
+        return [time.perf_counter() - begun]
+
+    @torch.inference_mode()
+    def vision(side_px: int) -> list[float]:
+        content = [{"type": "image", "image": picture(side_px)}]
+        packed = model.process([{"role": "user", "content": content}])
+        if len(packed.patches) != (side_px // 14) ** 2:
+            raise ValueError(f"a picture of {side_px} px gives {len(packed.patches)} patches: resized")
+        begun = time.perf_counter()
+        model.network.see(packed)
         return [time.perf_counter() - begun]
 
     def first(side_px: int, tokens: int) -> list[float]:
         engine = Engine(model, EngineOptions())
-        picture = Image.fromarray(rng.integers(0, 256, (side_px, side_px, 3), dtype=np.uint8))
-        content = [{"type": "image", "image": picture}, {"type": "text", "text": "the " * (tokens // 2)}]
+        messages = question(side_px, tokens + 2 + (side_px // 28) ** 2)
         found = []
         for _ in range(2):
             begun = time.perf_counter()
-            name = engine.add(model.process([{"role": "user", "content": content}]), sampling(2))
-            while not engine.step():
-                pass
+            until_first(engine, model.process(messages))
             found.append(time.perf_counter() - begun)
-            engine.abort(name)
         return found
 
-    return {"decode": decode, "prefill": prefill, "first": first}
+    def whole(side_px: int, tokens: int, answer_tokens: int) -> list[float]:
+        messages = question(side_px, tokens)
+        begun = time.perf_counter()
+        model.generate(model.process(messages), max_tokens=answer_tokens, temperature=0, ignore_eos=True)
+        return [time.perf_counter() - begun]
+
+    return {"decode": decode, "prefill": prefill, "vision": vision, "first": first, "whole": whole}
 
 
 serve(build)

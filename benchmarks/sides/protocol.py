@@ -2,7 +2,10 @@
 
     {"do": "decode", "requests": 1, "context": 512, "steps": 24}   ->  {"seconds": [of each step]}
     {"do": "prefill", "tokens": 512}                               ->  {"seconds": [one]}
+    {"do": "vision", "side_px": 448}                               ->  {"seconds": [one]}, tower and adapter
     {"do": "first", "side_px": 448, "tokens": 64}                  ->  {"seconds": [new picture, same again]}
+    {"do": "whole", "side_px": 448, "tokens": 1300, "answer_tokens": 32}
+                                                                   ->  {"seconds": [one]}, tokens with the picture's
     {"do": "peak"}                                                 ->  {"bytes": peak resident memory}
 
 Standard library only: every side runs in an environment of its own.

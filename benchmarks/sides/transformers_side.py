@@ -50,26 +50,52 @@ def build() -> dict[str, Any]:
         model(input_ids=ids, use_cache=True, logits_to_keep=1)
         return [time.perf_counter() - begun]
 
+    def picture(side_px: int) -> Any:
+        return Image.fromarray(rng.integers(0, 256, (side_px, side_px, 3), dtype=np.uint8))
+
+    def check(seen: Any, side_px: int) -> None:
+        if len(seen["pixel_values"]) != (side_px // 14) ** 2:
+            raise ValueError(f"a picture of {side_px} px gives {len(seen['pixel_values'])} patches: resized")
+
+    @torch.inference_mode()
+    def vision(side_px: int) -> list[float]:
+        seen = images(picture(side_px), return_tensors="pt")
+        check(seen, side_px)
+        begun = time.perf_counter()
+        model.model.visual(seen["pixel_values"].bfloat16(), grid_thw=seen["image_grid_thw"])
+        return [time.perf_counter() - begun]
+
+    def answer(shown: Any, text: list[int], tokens: int) -> None:
+        seen = images(shown, return_tensors="pt")
+        check(seen, shown.width)
+        count = int(seen["image_grid_thw"].prod()) // 4
+        start, end = config.vision_start_token_id, config.vision_end_token_id
+        ids = torch.tensor([[start, *[config.image_token_id] * count, end, *text]])
+        model.generate(
+            input_ids=ids, pixel_values=seen["pixel_values"], image_grid_thw=seen["image_grid_thw"],
+            mm_token_type_ids=(ids == config.image_token_id).int(), max_new_tokens=tokens, min_new_tokens=tokens,
+            do_sample=False, pad_token_id=0,
+        )  # fmt: skip
+
     @torch.inference_mode()
     def first(side_px: int, tokens: int) -> list[float]:
-        picture = Image.fromarray(rng.integers(0, 256, (side_px, side_px, 3), dtype=np.uint8))
-        text = words(tokens, next(seeds))
+        shown, text = picture(side_px), words(tokens, next(seeds))
         found = []
         for _ in range(2):
             begun = time.perf_counter()
-            seen = images(picture, return_tensors="pt")
-            count = int(seen["image_grid_thw"].prod()) // 4
-            start, end = config.vision_start_token_id, config.vision_end_token_id
-            ids = torch.tensor([[start, *[config.image_token_id] * count, end, *text]])
-            kinds = (ids == config.image_token_id).int()
-            model.generate(
-                input_ids=ids, pixel_values=seen["pixel_values"], image_grid_thw=seen["image_grid_thw"],
-                mm_token_type_ids=kinds, max_new_tokens=1, do_sample=False, pad_token_id=0,
-            )  # fmt: skip
+            answer(shown, text, 1)
             found.append(time.perf_counter() - begun)
         return found
 
-    return {"decode": decode, "prefill": prefill, "first": first}
+    @torch.inference_mode()
+    def whole(side_px: int, tokens: int, answer_tokens: int) -> list[float]:
+        shown = picture(side_px)
+        text = words(tokens - 2 - (side_px // 28) ** 2, next(seeds))
+        begun = time.perf_counter()
+        answer(shown, text, answer_tokens)
+        return [time.perf_counter() - begun]
+
+    return {"decode": decode, "prefill": prefill, "vision": vision, "first": first, "whole": whole}
 
 
 serve(build)
