@@ -32,7 +32,7 @@ demo: $(VENV)/ready
 test: $(VENV)/ready-dev
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
-test-all: $(VENV)/ready-page
+test-all: $(VENV)/ready-page $(VENV)/ready-npm
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 format: $(VENV)/ready-dev
@@ -67,4 +67,14 @@ $(VENV)/ready-page: $(VENV)/ready-dev
 		|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 		|| { echo "The page's tests need Chromium. Install it (apt-get install chromium) as root."; exit 1; }
 	$(INSTALL) -e ".[dev,page]"
+	@touch $@
+
+# OpenAI's client for JavaScript, which a test lets ask the server; Debian's Node unless one is there.
+$(VENV)/ready-npm: tests/serve/npm/package-lock.json | $(BIN)/python
+	@command -v npm >/dev/null \
+		|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends nodejs npm >/dev/null; } \
+		|| { echo "The test of the JavaScript client needs Node and npm. Install them (apt-get install npm) as root."; exit 1; }
+	@mkdir -p $(VENV)/npm
+	@cp tests/serve/npm/package.json tests/serve/npm/package-lock.json $(VENV)/npm/
+	cd $(VENV)/npm && npm ci --ignore-scripts --no-audit --no-fund --silent
 	@touch $@

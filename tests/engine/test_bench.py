@@ -138,8 +138,9 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert found["dtype"] == "float32"
     assert [t["phase"] for t in found["timings"]].count("decode") == 1
     assert plotted.read_bytes().startswith(b"\x89PNG")
-    assert main(words) == 0
+    assert main([*words, "--quantize", "int8"]) == 0
     page = capsys.readouterr().out
+    assert page.startswith("qwen2_vl/tiny, int8: ")
     assert "of its roof" in page
     assert "first token" in page
 

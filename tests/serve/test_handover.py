@@ -51,18 +51,23 @@ def test_limits_are_carried_over(tmp_path: Path) -> None:
         host="0.0.0.0", port=9000, api_keys=("secret",), served_model_name="eyes", max_model_len=700, max_num_seqs=5,
         max_num_batched_tokens=512, allowed_media_domains=("a.example", "b.example"),
         allowed_local_media_path=tmp_path, limit_mm_per_prompt={"image": 3, "video": 0}, max_pixels=401_408,
-        dtype="bfloat16", adapter="some/adapter",
+        dtype="bfloat16", adapter="some/adapter", cache_bytes=2**30, prefix_cache=False, speculate=5,
     )  # fmt: skip
     made = handover(options)
     assert made.command[:2] == ("vllm", "serve") and (Path(made.command[2]) / "config.json").is_file()
     found = flags(made.command)
     assert json.loads(found.pop("--limit-mm-per-prompt")[0]) == {"image": 3, "video": 0}
     assert json.loads(found.pop("--mm-processor-kwargs")[0]) == {"max_pixels": 401_408}
+    guesses = json.loads(found.pop("--speculative-config")[0])
+    assert guesses == {
+        "method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 2, "prompt_lookup_max": 4
+    }  # fmt: skip
     assert found == {
         "--host": ["0.0.0.0"], "--port": ["9000"], "--served-model-name": ["eyes"], "--max-num-seqs": ["5"],
         "--max-num-batched-tokens": ["512"], "--max-model-len": ["700"], "--dtype": ["bfloat16"],
         "--allowed-media-domains": ["a.example", "b.example"], "--allowed-local-media-path": [str(tmp_path.resolve())],
-        "--enable-lora": [], "--lora-modules": ["adapter=some/adapter"],
+        "--kv-cache-memory-bytes": [str(2**30)], "--no-enable-prefix-caching": [], "--enable-lora": [],
+        "--lora-modules": ["adapter=some/adapter"],
     }  # fmt: skip
     assert "secret" not in " ".join(made.command) and made.environment == {"VLLM_API_KEY": "secret"}
 
@@ -99,6 +104,9 @@ def test_families_that_vllm_does_not_serve_are_refused() -> None:
 def test_what_vllm_cannot_do_is_refused() -> None:
     with pytest.raises(ConfigError, match="one --api-key"):
         handover(ServeOptions(api_keys=("a", "b")))
+    for setting, value in {"quantize": "int4", "device": "cpu", "threads": 2, "vision_cache_bytes": 0}.items():
+        with pytest.raises(ConfigError, match=f"--{setting.replace('_', '-')} is given with --engine vllm"):
+            handover(ServeOptions(**{setting: value}))
     with pytest.raises(ConfigError, match="takes up to"):
         handover(ServeOptions(max_model_len=10**9))
 

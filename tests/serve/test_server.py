@@ -8,8 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import httpx2
 import openai
 import pytest
+
+from tests.serve.conftest import running
 
 ROOT = Path(__file__).parents[2]
 SCENE = "data:image/png;base64," + base64.b64encode((ROOT / "examples/scene.png").read_bytes()).decode()
@@ -303,3 +306,32 @@ def test_an_engine_that_is_killed_is_replaced(served, http, client):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert client.chat.completions.create(**asked).choices[0].message.content == before
+
+
+@pytest.mark.slow
+def test_rounded_weights_and_no_caches():
+    """`--quantize` answers as the library with the same rounding; caches that are off keep nothing."""
+    import foveal
+
+    flags = ("--quantize", "int8", "--vision-cache-bytes", "0", "--no-enable-prefix-caching", "--threads", "1")
+    with running(*flags, "--decoders", "1") as (_, url), httpx2.Client(base_url=url, timeout=120) as http:
+        asked = {"messages": looking("Describe the image."), "temperature": 0}
+        said = [http.post("/v1/chat/completions", json=asked).json() for _ in range(2)]
+        lines = http.get("/metrics").text.splitlines()
+    model = foveal.load(quantize="int8")
+    picture = {"type": "image", "image": str(ROOT / "examples/scene.png")}
+    own = model.chat([{"role": "user", "content": [picture, "Describe the image."]}], temperature=0)
+    assert [s["choices"][0]["message"]["content"] for s in said] == [own.text] * 2
+    assert [s["usage"]["prompt_tokens_details"]["cached_tokens"] for s in said] == [0, 0]
+    assert "foveal_engine_vision_misses 2.0" in lines and "foveal_engine_vision_bytes 0.0" in lines
+    assert "foveal_engine_blocks_cached 0.0" in lines
+
+
+@pytest.mark.slow
+def test_an_engine_that_cannot_be_made_says_why():
+    for flags, word in ((("--quantize", "int3"), "int3"), (("--vision-cache-bytes", "-1"), "vision_cache_bytes is -1")):
+        command = [sys.executable, "-m", "foveal.cli.main", "serve", "--port", "0", *flags]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 2, done.stderr
+        assert word in done.stderr and "Traceback" not in done.stderr

@@ -26,6 +26,7 @@ EXAMPLE = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="hub name, folder, or FAMILY/SIZE for random weights")
     parser.add_argument("--dtype", help="bfloat16, float16 or float32; default: as stored")
+    parser.add_argument("--quantize", metavar="KIND", help="round the language model's weights: int8 or int4")
     parser.add_argument("--device", help="cpu, cuda, mps; default: an accelerator if there is one")
     parser.add_argument("--image", type=int, default=448, metavar="PX", help="side of the square picture; default: 448")
     parser.add_argument("--prompt", type=int, default=512, metavar="TOKENS", help="length of prompts; default: 512")
@@ -53,14 +54,20 @@ def run(arguments: argparse.Namespace) -> int:
         given["requests"] = tuple(arguments.requests)
     if arguments.context:
         given["contexts"] = tuple(c for c in arguments.context if c)
+    name = arguments.model or NANO
+    if arguments.quantize is not None:
+        from foveal.families.quantize import settings
+
+        given["weight_bytes"] = settings(arguments.quantize).bits / 8
+        name = f"{name}, {arguments.quantize}"
     options = BenchOptions(image_px=arguments.image, prompt_tokens=arguments.prompt, repeats=arguments.repeats, **given)
     if not arguments.json:
         logging.getLogger("foveal.engine.bench").setLevel(logging.INFO)
     with _folder(arguments.model, arguments.dtype) as folder:
-        model = load(folder, dtype=arguments.dtype, device=arguments.device)
+        model = load(folder, dtype=arguments.dtype, device=arguments.device, quantize=arguments.quantize)
         if not isinstance(model, Model):
             raise InputError(f"{arguments.model} answers no questions, so there is nothing to measure.")
-        report = bench(model, options, name=arguments.model or NANO)
+        report = bench(model, options, name=name)
     if arguments.plot is not None:
         from foveal.engine.bench.plot import plot
 

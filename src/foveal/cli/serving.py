@@ -16,6 +16,7 @@ def engine_flags(parser: argparse.ArgumentParser) -> None:
     """The model's place and how much it does at once."""
     parser.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter to answer with: a folder or hub name")
     parser.add_argument("--dtype", metavar="TYPE", help="bfloat16, float16 or float32; default: as in the files")
+    parser.add_argument("--quantize", metavar="KIND", help="round the language model's weights: int8 or int4")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or mps; default: an accelerator if there is one")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the engine on a CPU")
     load = parser.add_argument_group("how much at once")
@@ -23,6 +24,13 @@ def engine_flags(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--max-num-seqs", type=int, metavar="N", help="answers in the making at once (default 32)")
     load.add_argument("--max-num-batched-tokens", type=int, metavar="N", help="tokens of a step (default 2048)")
     load.add_argument("--cache-bytes", type=int, metavar="N", help="memory for keys and values")
+    load.add_argument(
+        "--vision-cache-bytes", type=int, metavar="N", help="memory for pictures that were seen (default 256 MiB)"
+    )
+    load.add_argument(
+        "--enable-prefix-caching", action=argparse.BooleanOptionalAction, dest="prefix_cache",
+        help="keep keys and values for prompts that begin alike (default: yes)",
+    )  # fmt: skip
     load.add_argument("--speculate", type=int, metavar="N", help="tokens guessed at a time from the prompt (default 0)")
     load.add_argument("--request-timeout", type=float, metavar="S", help="seconds for a request (default 600)")
 
@@ -58,9 +66,9 @@ _BUDGET = {
 }
 _RENAMED = {"request_timeout": "request_s", "shutdown_timeout": "shutdown_s", "decode_timeout": "decode_s"}
 _SAME = (
-    "model", "adapter", "dtype", "device", "threads", "host", "port", "served_model_name", "max_model_len",
-    "max_num_seqs", "max_waiting", "max_num_batched_tokens", "cache_bytes", "speculate", "max_pixels",
-    "max_body_bytes", "decoders",
+    "model", "adapter", "dtype", "quantize", "device", "threads", "host", "port", "served_model_name", "max_model_len",
+    "max_num_seqs", "max_waiting", "max_num_batched_tokens", "cache_bytes", "vision_cache_bytes", "prefix_cache",
+    "speculate", "max_pixels", "max_body_bytes", "decoders",
 )  # fmt: skip
 
 

@@ -45,7 +45,11 @@ def main() -> None:
         torch.set_num_threads(settings["threads"])
     try:
         model = load(
-            settings["folder"], dtype=settings["dtype"], device=settings["device"], adapter=settings["adapter"]
+            settings["folder"],
+            dtype=settings["dtype"],
+            device=settings["device"],
+            adapter=settings["adapter"],
+            quantize=settings["quantize"],
         )
         if isinstance(model, Model):
             options = EngineOptions(**{k: v for k, v in settings["engine"].items() if v is not None})

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foveal.core.errors import ConfigError
+from foveal.engine.speculate import LONGEST, SHORTEST
 from foveal.families.describe import describe, folder_of
 from foveal.serve.options import ServeOptions
 
@@ -24,6 +25,14 @@ ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
     "siglip": ("--runner", "pooling"),
 }
 """Families that vLLM serves, with what it has to be told besides."""
+
+UNLIKE: Mapping[str, str] = {
+    "quantize": "vLLM opens weights that are rounded before; serve the folder that `foveal convert --quantize` writes",
+    "device": "vLLM computes on the device that it was built for; leave it out",
+    "threads": "vLLM takes it from its environment; leave it out",
+    "vision_cache_bytes": "vLLM bounds what it keeps of media by other measures; leave it out",
+}
+"""Settings that vLLM has nothing like, and what to do instead."""
 
 NOWHERE = "none.invalid"
 """A host that nobody can have (RFC 2606): without any allowed host, vLLM fetches from every one."""
@@ -57,6 +66,9 @@ def handover(options: ServeOptions) -> Handover:
         raise ConfigError(f"vLLM does not serve {name}; it serves {', '.join(ARCHITECTURES)}. Use `foveal serve`.")
     if len(options.api_keys) > 1:
         raise ConfigError("vLLM takes one key from its environment; pass one --api-key, or a proxy that knows several.")
+    for setting, instead in UNLIKE.items():
+        if getattr(options, setting) is not None:
+            raise ConfigError(f"--{setting.replace('_', '-')} is given with --engine vllm: {instead}.")
     context = found.family.context(found.config)
     if options.max_model_len is not None and options.max_model_len > context:
         raise ConfigError(f"max_model_len is {options.max_model_len}; this model takes up to {context} tokens.")
@@ -68,6 +80,13 @@ def handover(options: ServeOptions) -> Handover:
         words += ["--max-model-len", str(options.max_model_len)]
     if options.dtype is not None:
         words += ["--dtype", options.dtype]
+    if options.cache_bytes is not None:
+        words += ["--kv-cache-memory-bytes", str(options.cache_bytes)]
+    if not options.prefix_cache:
+        words += ["--no-enable-prefix-caching"]
+    if options.speculate:
+        guesses = {"method": "ngram", "prompt_lookup_min": SHORTEST, "prompt_lookup_max": LONGEST}
+        words += ["--speculative-config", json.dumps({**guesses, "num_speculative_tokens": options.speculate})]
     words += ["--allowed-media-domains", *(options.allowed_media_domains or (NOWHERE,))]
     if options.allowed_local_media_path is not None:
         words += ["--allowed-local-media-path", str(Path(options.allowed_local_media_path).resolve())]

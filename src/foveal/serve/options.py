@@ -19,6 +19,7 @@ class ServeOptions:
 
     Attributes:
         model: hub name or folder; None is the small model inside.
+        quantize: "int8" or "int4" rounds the language model's weights while they are opened.
         host, port: where it listens; port 0 takes a free one.
         api_keys: who may ask; empty lets everybody ask, which is allowed on loopback only.
         open_paths: paths that need no key in spite of `api_keys`, such as "/health" for a probe; "/" is the page with
@@ -27,7 +28,9 @@ class ServeOptions:
         max_model_len: tokens of prompt and answer together; None is the model's context.
         max_num_seqs: answers in the making at once. max_waiting: requests beyond it that wait; one more gets 429.
         max_num_batched_tokens: tokens of a step of the engine.
-        cache_bytes: memory for keys and values; None leaves it to the engine.
+        cache_bytes, vision_cache_bytes: memory for keys and values, and for visual tokens of media that were seen;
+            None leaves it to the engine.
+        prefix_cache: keep keys and values of finished answers for prompts that begin alike.
         allowed_media_domains, allowed_local_media_path: see `foveal.serve.media.Media`.
         limit_mm_per_prompt: most images and videos of a request.
         max_pixels: area of a processed picture or frame: the default, and the most that a request may ask for.
@@ -42,6 +45,7 @@ class ServeOptions:
     model: str | None = None
     adapter: str | None = None
     dtype: str | None = None
+    quantize: str | None = None
     device: str | None = None
     threads: int | None = None
     host: str = "127.0.0.1"
@@ -54,6 +58,8 @@ class ServeOptions:
     max_waiting: int = 64
     max_num_batched_tokens: int = 2048
     cache_bytes: int | None = None
+    vision_cache_bytes: int | None = None
+    prefix_cache: bool = True
     speculate: int = 0
     allowed_media_domains: tuple[str, ...] = ()
     allowed_local_media_path: Path | None = None

@@ -75,6 +75,7 @@ class Service:
             {
                 "folder": str(folder),
                 "dtype": options.dtype,
+                "quantize": options.quantize,
                 "device": options.device,
                 "adapter": options.adapter,
                 "threads": options.threads,
@@ -82,6 +83,8 @@ class Service:
                     "max_requests": options.max_num_seqs,
                     "step_tokens": options.max_num_batched_tokens,
                     "cache_bytes": options.cache_bytes,
+                    "vision_cache_bytes": options.vision_cache_bytes,
+                    "prefix_cache": options.prefix_cache,
                     "speculate": options.speculate,
                 },
             },
