@@ -3,12 +3,14 @@
 import asyncio
 import base64
 import json
+import re
 from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any
 
 import httpx2
 import pytest
+from pydantic import BaseModel
 
 from foveal.core.errors import FovealError
 from foveal.engine.request import Event
@@ -16,6 +18,7 @@ from foveal.families.describe import describe
 from foveal.serve.app import make_app
 from foveal.serve.backend import Call, EngineDown
 from foveal.serve.options import ServeOptions
+from foveal.serve.schema import ChatRequest
 from foveal.serve.service import Service
 from tests.helpers.bad_media import picture
 
@@ -428,3 +431,124 @@ def test_the_document_describes_itself():
     assert set(PATHS) <= set(described["paths"])
     closed = ask(made(api_keys=("k",)), "/openapi.json", None, headers={"Authorization": "Bearer k"}).json()
     assert closed["security"] == [{"key": []}]
+
+
+def leaves(schema: dict[str, Any]) -> set[tuple[str, str]]:
+    """Model and field of every free text, and of every object of any content, that a request may hold."""
+    models = {**schema.get("$defs", {}), schema["title"]: {k: v for k, v in schema.items() if k != "$defs"}}
+
+    def is_free(node: Any) -> bool:
+        if not isinstance(node, dict) or {"enum", "const", "pattern", "$ref"} & node.keys():
+            return False
+        if node.get("type") == "string" or node.get("additionalProperties") is True:
+            return True
+        under = [*node.get("anyOf", ()), *node.get("oneOf", ()), node.get("items"), node.get("additionalProperties")]
+        return any(map(is_free, under))
+
+    return {
+        (name, field)
+        for name, model in models.items()
+        for field, node in model.get("properties", {}).items()
+        if is_free(node)
+    }
+
+
+def held(value: Any, word: str) -> set[tuple[str, str]]:
+    """Model and field of every place of a request that holds `word`."""
+    if isinstance(value, list | tuple):
+        return {found for one in value for found in held(one, word)}
+    if not isinstance(value, BaseModel):
+        return set()
+    found = set()
+    for name, field in type(value).model_fields.items():
+        one = getattr(value, name)
+        inner = held(one, word)
+        if not inner and word in json.dumps(one, default=str, ensure_ascii=False):
+            inner = {(type(value).__name__, field.alias or name)}
+        found |= inner
+    return found
+
+
+def texts_everywhere(word: str) -> list[tuple[str, dict[str, Any]]]:
+    """Requests that hold `word`, together in every free text that requests have."""
+    hello, ask = {"role": "user", "content": "Hi"}, {"messages": [{"role": "user", "content": "Hi"}]}
+    schema = {"type": "object", "title": word, "properties": {word: {"enum": [word], "description": word}}}
+    call = {"id": word, "function": {"name": word, "arguments": json.dumps({word: word})}}
+    broken = {"id": "c2", "function": {"name": word, "arguments": word}}
+    part = {"type": "text", "text": word}
+    named = {"name": "paint", "description": word, "parameters": schema}
+    tool = {"type": "function", "function": named}
+    form = {"name": "thing", "description": word, "schema": schema}
+    chats = [
+        {"messages": [{"role": "system", "content": word}, hello]},
+        {"messages": [{"role": "developer", "content": [part, part]}, hello]},
+        {"messages": [{"role": "user", "content": word}]},
+        {"messages": [{"role": "user", "content": [part]}], "tools": [tool]},
+        {"messages": [hello, {"role": "assistant", "content": word}, hello]},
+        {
+            "messages": [
+                hello, {"role": "assistant", "content": [part], "tool_calls": [call, broken]},
+                {"role": "tool", "tool_call_id": word, "content": word},
+                {"role": "tool", "tool_call_id": "c2", "content": [part]},
+            ]
+        },
+        {**ask, "tools": [tool], "tool_choice": "required"},
+        {**ask, "response_format": {"type": "json_schema", "json_schema": form}},
+        {**ask, "structured_outputs": {"json": schema}},
+        {**ask, "structured_outputs": {"choice": [word]}},
+        {**ask, "structured_outputs": {"regex": re.escape(word)}},
+        {**ask, "structured_outputs": {"boxes": {"labels": [word]}}},
+        {**ask, "stop": word},
+        {**ask, "stop": [word]},
+        {**ask, "user": word, "prompt_cache_key": word, "safety_identifier": word, "metadata": {word: word}},
+        {**ask, "service_tier": word},
+        {**ask, "model": word},
+        *({"messages": [{"role": "user", "content": [p]}]} for p in addresses(word)),
+    ]  # fmt: skip
+    return [
+        *((CHAT, body) for body in chats),
+        ("/v1/completions", {"prompt": word}),
+        ("/v1/completions", {"prompt": [word, word]}),
+        ("/tokenize", {"messages": chats[5]["messages"]}),
+        ("/tokenize", {"prompt": word}),
+        ("/v1/embeddings", {"input": [word, part], "user": word}),
+    ]
+
+
+def addresses(word: str) -> list[dict[str, Any]]:
+    return [
+        {"type": "image_url", "image_url": word}, {"type": "image_url", "image_url": {"url": word}},
+        {"type": "image", "image": word}, {"type": "video", "video": word}, {"type": "video", "video": [word, word]},
+        {"type": "video_url", "video_url": word}, {"type": "video_url", "video_url": {"url": word}},
+    ]  # fmt: skip
+
+
+def test_every_text_of_a_chat_request_is_tried_below():
+    """A new field of requests has to be added to `texts_everywhere`."""
+    bodies = [body for path, body in texts_everywhere("WORD") if path == CHAT]
+    tried = {place for body in bodies for place in held(ChatRequest.model_validate(body), "WORD")}
+    assert len(tried) > 20
+    assert leaves(ChatRequest.model_json_schema()) == tried
+
+
+def test_no_text_of_a_request_becomes_a_special_token():
+    """Every special string in every text field: no special token more than with a harmless word, and no 5xx."""
+    service = made(max_model_len=2048)
+    names = service.talker.tokenizer.special_names
+    chunks = [("".join(names[at : at + 4]))[:120] for at in range(0, len(names), 4)]
+    assert all(any(name in chunk for chunk in chunks) for name in names)
+
+    def counted(path: str, body: Any) -> tuple[int, list[int]]:
+        before = len(service.backend.asked)
+        answer = ask(service, path, body)
+        prompts = [packed.tokens for packed, _, _ in service.backend.asked[before:]]
+        if path == "/tokenize":
+            prompts = [answer.json()["tokens"]]
+        return answer.status_code, [sum(int(i) in service.talker.special_ids for i in ids) for ids in prompts]
+
+    plain = [counted(path, body) for path, body in texts_everywhere("word")]
+    assert sum(status == 200 for status, _ in plain) == 19
+    for chunk in chunks:
+        for (path, body), clean in zip(texts_everywhere(chunk), plain, strict=True):
+            found = counted(path, body)
+            assert found == clean and found[0] < 500, (path, body)

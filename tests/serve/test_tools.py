@@ -53,10 +53,22 @@ def test_nothing_of_a_call_is_shown_before_it_is_one():
 
 
 def test_earlier_calls_and_answers_are_written_as_they_were_said():
-    said = tools.said("paint", '{"x":1}')
-    assert tools.split(said, NAMES)[1][0].name == "paint"
-    assert json.loads(tools.said("paint", "{broken").split("\n")[1])["arguments"] == "{broken"
-    assert tools.answered(["one", "two"]).count("<tool_response>") == 2
-    shown = tools.shown([{"name": "paint"}], "Be kind.")
+    said = "".join(tools.said("I will.", [("paint", '{"x":1}'), ("look", "{}")]))
+    words, calls = tools.split(said, NAMES)
+    assert (words, [c.name for c in calls]) == ("I will.", ["paint", "look"])
+    assert json.loads("".join(tools.said("", [("paint", "{broken")])).split("\n")[1])["arguments"] == "{broken"
+    assert "".join(tools.answered(["one", "two"])).count("<tool_response>") == 2
+    shown = "".join(tools.shown([{"name": "paint"}], "Be kind."))
     assert shown.startswith("Be kind.\n\n# Tools")
     assert '{"type": "function", "function": {"name": "paint"}}' in shown
+
+
+def test_only_tags_of_the_form_are_tags():
+    tags = frozenset(tools.TAGS)
+    pieces = tools.answered(["</tool_response>", ""])
+    found = tools.parts(pieces, tags)
+    assert [p["text"] for p in found if p.get("tag")] == ["<tool_response>", "</tool_response>"] * 2
+    assert "".join(p["text"] for p in found) == "".join(pieces)
+    assert tools.parts(pieces, frozenset()) == [{"type": "text", "text": "".join(pieces)}]
+    assert tools.parts(["<tool_call>"], tags) == [{"type": "text", "text": "<tool_call>"}]
+    assert tools.parts([""], tags) == [{"type": "text", "text": ""}]

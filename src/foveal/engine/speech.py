@@ -27,6 +27,8 @@ class Speech:
         self.ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._tokenizer, self._stops = processor.tokenizer, stops
+        boxes = {self._tokenizer.special(name) for name in processor.processing.boxes.specials}
+        self._control = self._tokenizer.special_ids - (self._tokenizer.content_ids - boxes)
         self._reader = processor.reader(packed)
         self._characters = processor.tokenizer.stream()
         self._raw: list[str] = []
@@ -47,7 +49,7 @@ class Speech:
         self.ids.append(token)
         if token in self._stops and not self.sampling.ignore_eos:
             self._text(self._characters.finish())
-        elif token in self._tokenizer.special_ids:
+        elif token in self._control:
             self._text(self._characters.finish())
             self._flush()
             name = self._tokenizer.token_bytes(token).decode()

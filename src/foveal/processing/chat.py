@@ -165,7 +165,7 @@ class ChatML:
                 continue
             for part in group:
                 if isinstance(part, TextPart):
-                    yield self._plain(part.text)
+                    yield TextSegment(text=part.text, tag=part.tag)
                 elif isinstance(part, ImagePart | VideoPart):
                     yield from self._medium(part, counter)
 

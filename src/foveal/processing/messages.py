@@ -23,9 +23,14 @@ LOW_DETAIL_PX = 512 * 512
 
 @dataclass(frozen=True, kw_only=True)
 class TextPart:
-    """Words. They stay words: nothing in them is special."""
+    """Words. They stay words: nothing in them is special.
+
+    `tag` says that they are one of the format's own tags, such as `<tool_call>`; see `TextSegment`. It is for whoever
+    writes the format, and never for other people's words.
+    """
 
     text: str
+    tag: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +97,7 @@ class Message:
 _PIXELS = ("min_pixels", "max_pixels")
 _FRAMES = ("total_pixels", "fps", "nframes", "max_frames", "sample_fps", "video_start", "video_end")
 _KEYS: dict[str, tuple[str, ...]] = {
-    "text": (),
+    "text": ("tag",),
     "box": (),
     "ref": (),
     "grounding": (),
@@ -216,7 +221,10 @@ def parse_part(value: Any, where: str) -> Part:
     if kind == "text":
         if not isinstance(source, str):
             raise InputError(f"{where}: 'text' is {_kind(source)}; expected a string.")
-        return TextPart(text=source)
+        tag = value.get("tag", False)
+        if not isinstance(tag, bool):
+            raise InputError(f"{where}: 'tag' is {tag!r}; expected true or false.")
+        return TextPart(text=source, tag=tag)
     if kind == "ref":
         if not isinstance(source, str) or not source.strip():
             raise InputError(f"{where}: 'ref' is {source!r}; expected words for what is to be found.")

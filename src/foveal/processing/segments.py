@@ -26,10 +26,15 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSegment(Segment):
-    """Plain text. Neighbouring text segments are joined before they are split into tokens, unless one is `alone`."""
+    """Plain text. Neighbouring text segments are joined before they are split into tokens, unless one is `alone`.
+
+    A `tag` is one token where the vocabulary has it as added content, such as Qwen3's `<tool_call>`; elsewhere it is
+    text. It never becomes a control token.
+    """
 
     text: str
     alone: bool = False
+    tag: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -268,7 +268,7 @@ def _as_mapping(
             continue
         for part in parts:
             if isinstance(part, TextPart):
-                segments = (TextSegment(text=part.text),)
+                segments = (TextSegment(text=part.text, tag=part.tag),)
                 content.append({"type": "text", "text": _word(segments, turn, said)})
             else:
                 content.append({"type": "image" if isinstance(part, ImagePart) else "video"})

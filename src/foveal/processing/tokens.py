@@ -124,6 +124,11 @@ class Tokenizer:
         return frozenset(self._names)
 
     @property
+    def content_ids(self) -> frozenset[int]:
+        """Those of `special_ids` that are content (`"special": false` in the file), such as Qwen3's `<tool_call>`."""
+        return self.special_ids - self._hidden
+
+    @property
     def special_names(self) -> tuple[str, ...]:
         """Added tokens in the order of their ids."""
         return tuple(self._names[i] for i in sorted(self._names))
@@ -173,8 +178,10 @@ class Tokenizer:
 
         Texts that stand next to each other are joined first: `"user\\n"` before a message that begins with
         a line break is one token in the published rendering, and so it is here. Such a token belongs
-        to the segment in which it begins. A text that is `alone` is joined with nothing.
+        to the segment in which it begins. A text that is `alone` is joined with nothing. A tag that the vocabulary
+        has as content is its token.
         """
+        segments = [self._tagged(s) if isinstance(s, TextSegment) and s.tag else s for s in segments]
         ids: list[int] = []
         owners: list[int] = []
         breaks = list(accumulate(isinstance(s, TextSegment) and s.alone for s in segments))
@@ -204,6 +211,11 @@ class Tokenizer:
                 ids += new
                 owners += [i] * len(new)
         return Encoded(ids=ids, owners=owners)
+
+    def _tagged(self, segment: TextSegment) -> Segment:
+        if self._special.get(segment.text) not in self.content_ids:
+            return segment
+        return SpecialSegment(name=segment.text, role=segment.role, turn=segment.turn, learned=segment.learned)
 
     def split(self, text: str) -> list[Segment]:
         """A trusted text (a template, a raw prompt) as text and special segments.

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
 FILES = frozenset(f"/{p.relative_to(PAGE).as_posix()}" for p in PAGE.rglob("*") if p.is_file())
 LINGER_S = 2.0
+EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 Endpoint = Callable[[Service, Asked], Awaitable[Json | AsyncIterator[Json]]]
 
 POSTS: dict[str, Endpoint] = {
@@ -165,14 +166,21 @@ def _post(service: Service, call: Endpoint) -> Callable[[Request], Awaitable[Res
 
 
 class Served(Response):
-    """One request from its place to its last byte. When the client leaves, the work is cancelled."""
+    """One request from its place to its last byte. Its work is cancelled when the client leaves or the server ends."""
 
     def __init__(self, service: Service, call: Endpoint, request: Request) -> None:
         self._service, self._call, self._request = service, call, request
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        unread = True
+        unread, begun, streams = True, False, False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun, streams
+            if message["type"] == "http.response.start":
+                begun, streams = True, EVENTS in message["headers"]
+            await send(message)
+
         try:
             with self._service.places.take() as place:
                 if self._service.backend.state != "ready":
@@ -182,28 +190,36 @@ class Served(Response):
                 body = await body_of(self._request, most_bytes=options.max_body_bytes, seconds=options.body_s)
                 unread = False
                 asked = Asked(body=body, place=place, arrived=arrived)
-                await self._while_there(self._work(asked, scope, receive, send), receive)
+                await self._while_there(self._work(asked, scope, receive, noted), receive)
         except ClientDisconnect:
             return  # there is nobody to answer
         except FovealError as error:
-            if unread:
+            if streams:  # a stream tells errors itself, all but this one: the server ends
+                await send(_event(_dump(_error(error)), last=True))
+            elif begun:
+                return
+            elif unread:
                 await refuse(error, scope, receive, send)
             else:
                 await failure(error)(scope, receive, send)
 
     async def _while_there(self, work: Any, receive: Receive) -> None:
-        """Runs `work` until it ends or the client leaves."""
+        """Runs `work` until it ends, the client leaves, or the server ends. Raises `Denied` in the last case."""
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_left(receive))
+        over = asyncio.ensure_future(self._service.over.wait())
         try:
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
+            await asyncio.wait({task, gone, over}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done() and gone.done():
                 self._service.metrics.aborted.inc()
         finally:
-            for one in (task, gone):
+            for one in (task, gone, over):
                 one.cancel()
-            await asyncio.wait({task, gone})
+            await asyncio.wait({task, gone, over})
         if not task.cancelled():
             task.result()
+        elif not over.cancelled():
+            text = "the server is stopping and could not finish this request; ask another one."
+            raise Denied(503, "stopping", text, retry_s=5)
 
     async def _work(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> None:
         limit = self._service.options.request_s
@@ -226,9 +242,9 @@ async def _stream(stream: Any, first: Any, left_s: float, late: Denied, send: Se
     """Server-sent events. What goes wrong from here on is told as an event."""
 
     async def say(text: str) -> None:
-        await send({"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True})
+        await send(_event(text))
 
-    headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+    headers = [EVENTS, (b"cache-control", b"no-store")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     try:
         async with asyncio.timeout(left_s):
@@ -247,6 +263,10 @@ async def _stream(stream: Any, first: Any, left_s: float, late: Denied, send: Se
     finally:
         await stream.aclose()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _event(text: str, *, last: bool = False) -> Message:
+    return {"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": not last}
 
 
 async def _left(receive: Receive) -> None:

@@ -76,6 +76,7 @@ def conversation(asked: ChatRequest | TokenizeRequest, options: ServeOptions, pr
     own_px = most_pixels(processor)
     sized = own_px is not None
     knobs = _knobs(asked, options, own_px)
+    tags = frozenset(tools.TAGS) & frozenset(processor.tokenizer.special_names)
     messages: list[dict[str, Any]] = []
     results: list[str] = []
     known: set[str] = set()
@@ -88,15 +89,15 @@ def conversation(asked: ChatRequest | TokenizeRequest, options: ServeOptions, pr
             results.append(_words(message.content))
             continue
         if results:
-            messages.append(_turn("user", tools.answered(results)))
+            messages.append({"role": "user", "content": tools.parts(tools.answered(results), tags)})
             results = []
         if isinstance(message, SystemMessage):
             messages.append(_turn("system", _words(message.content)))
         elif isinstance(message, AssistantMessage):
             calls = message.tool_calls or ()
             known |= {call.id for call in calls}
-            lines = [_words(message.content or "")] + [tools.said(c.function.name, c.function.arguments) for c in calls]
-            messages.append(_turn("assistant", "\n".join(line for line in lines if line)))
+            said = tools.said(_words(message.content or ""), [(c.function.name, c.function.arguments) for c in calls])
+            messages.append({"role": "assistant", "content": tools.parts(said, tags)})
         elif isinstance(message, UserMessage):
             content = message.content
             if isinstance(content, str):
@@ -104,9 +105,9 @@ def conversation(asked: ChatRequest | TokenizeRequest, options: ServeOptions, pr
             else:
                 messages.append({"role": "user", "content": [_part(p, options, sized) for p in content]})
     if results:
-        messages.append(_turn("user", tools.answered(results)))
+        messages.append({"role": "user", "content": tools.parts(tools.answered(results), tags)})
     if isinstance(asked, ChatRequest) and asked.tools and asked.tool_choice != "none":
-        _show_tools(messages, functions_of(asked), getattr(processor.chat, "default_system", None) or "")
+        _show_tools(messages, functions_of(asked), getattr(processor.chat, "default_system", None) or "", tags)
     places = list(_places(messages))
     _check_count(places, options)
     parts = list({id(part): part for part, _, _ in places}.values())
@@ -135,12 +136,13 @@ def functions_of(asked: ChatRequest) -> list[dict[str, Any]]:
     return [t.function.model_dump(exclude_none=True, exclude={"strict"}) for t in asked.tools or ()]
 
 
-def _show_tools(messages: list[dict[str, Any]], functions: list[dict[str, Any]], default: str) -> None:
+def _show_tools(
+    messages: list[dict[str, Any]], functions: list[dict[str, Any]], default: str, tags: frozenset[str]
+) -> None:
+    own = default
     if messages[0]["role"] == "system":
-        own = messages[0]["content"][0]["text"]
-        messages[0] = _turn("system", tools.shown(functions, own))
-    else:
-        messages.insert(0, _turn("system", tools.shown(functions, default)))
+        own = messages.pop(0)["content"][0]["text"]
+    messages.insert(0, {"role": "system", "content": tools.parts(tools.shown(functions, own), tags)})
 
 
 def _turn(role: str, text: str) -> dict[str, Any]:

@@ -162,6 +162,9 @@ class _Embedder:
                 self._channel.send({"embedded": message["id"]}, [vectors])
             except FovealError as error:
                 _refuse(self._channel, message["id"], error)
+            except Exception:
+                log.exception("vectors cannot be computed")
+                _refuse(self._channel, message["id"], FovealError("the vectors cannot be computed."))
 
     def _vectors(self, what: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
         first, second = arrays

@@ -39,8 +39,10 @@ async def embeddings(service: Service, asked: Asked) -> Json:
     if len(urls) > most:
         raise BudgetError(f"{len(urls)} images in one request; this server takes {most}.")
     rows: dict[int, np.ndarray] = {}
+    tokens = 0
     if texts:
-        rows |= dict(zip(texts, await service.vectors_of_text(list(texts.values())), strict=True))
+        vectors, tokens = await service.vectors_of_text(list(texts.values()))
+        rows |= dict(zip(texts, vectors, strict=True))
     if urls:
         rows |= dict(zip(urls, await service.vectors_of_pictures(list(urls.values())), strict=True))
     size = len(rows[0])
@@ -51,7 +53,7 @@ async def embeddings(service: Service, asked: Asked) -> Json:
         "object": "list",
         "model": service.name,
         "data": [{"object": "embedding", "index": i, "embedding": _vector(rows[i], coded)} for i in range(len(items))],
-        "usage": {"prompt_tokens": 0, "total_tokens": 0},
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         "foveal": {"ignored": ignored(request)},
     }
 

@@ -39,7 +39,7 @@ class ServeOptions:
         max_body_bytes: bytes of a request's body. body_s: seconds in which it has to arrive.
         request_s: seconds for a whole request. decode_s: seconds for the media of a request. fetch_s: for one address.
         decoders: processes that decode. decoder_bytes: address space of each.
-        shutdown_s: seconds that open requests get to finish when the server is stopped.
+        shutdown_s: seconds that open requests get to finish when the server is stopped; then they end with an error.
     """
 
     model: str | None = None
@@ -84,8 +84,9 @@ class ServeOptions:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected seconds above 0.")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}; expected 0 to 65535.")
-        if self.max_waiting < 0:
-            raise ConfigError(f"max_waiting is {self.max_waiting}; expected 0 or more.")
+        for name in ("max_waiting", "shutdown_s"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more.")
         if self.max_pixels is not None and self.max_pixels < 1:
             raise ConfigError(f"max_pixels is {self.max_pixels}; expected 1 or more.")
         for key, value in self.limit_mm_per_prompt.items():

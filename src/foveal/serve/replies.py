@@ -201,7 +201,7 @@ class Embedding(Reply):
 
 
 class EmbeddingUsage(Reply):
-    """OpenAI's counts, which are 0: texts are padded to one length here."""
+    """Tokens that the text tower read, SigLIP's padding included. Pictures have none."""
 
     prompt_tokens: int
     total_tokens: int

@@ -2,8 +2,12 @@
 
 import asyncio
 import logging
+import signal
 import socket
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -15,10 +19,13 @@ from foveal.serve.service import Service
 log = logging.getLogger(__name__)
 
 MOST_CONNECTIONS = 4096
+LAST_S = 2.0
+"""What requests get that are told to end, and then their connections."""
 
 
 class _Server(uvicorn.Server):
-    """Tells when it listens, and lets no new request in once it is to stop."""
+    """Tells when it listens, and stops in order: while open requests finish it refuses new ones and says so, then it
+    ends those that are left, then it closes."""
 
     def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[str], None], address: str) -> None:
         super().__init__(config)
@@ -31,13 +38,35 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.places.draining = True
+        await self._until_done(self._service.options.shutdown_s)
+        self._service.over.set()
+        await self._until_done(LAST_S)
         await super().shutdown(sockets)
+
+    async def _until_done(self, seconds: float) -> None:
+        """Until no request is open, for so long at most; a second Ctrl-C ends it too."""
+        end = time.monotonic() + seconds
+        while self._service.places.taken and time.monotonic() < end and not self.force_exit:
+            await asyncio.sleep(0.02)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but a signal that was obeyed is not raised again: the process ends by itself, with status 0."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def serve(options: ServeOptions, ready: Callable[[str], None]) -> None:
     """Serves until the process is told to stop (SIGTERM, Ctrl-C). `ready` is told the address once requests are taken.
 
-    Open requests get `shutdown_s` to finish; new ones are refused meanwhile.
+    Open requests get `shutdown_s` to finish and are then ended with an error; new ones are refused meanwhile.
 
     Raises:
         ConfigError: the address is taken, or the model cannot be served.
@@ -46,10 +75,10 @@ def serve(options: ServeOptions, ready: Callable[[str], None]) -> None:
     listener = _listener(options.host, options.port)
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    asyncio.run(_run(service, options, listener, lambda _: ready(address)))
+    asyncio.run(_run(service, listener, lambda _: ready(address)))
 
 
-async def _run(service: Service, options: ServeOptions, listener: socket.socket, ready: Callable[[str], None]) -> None:
+async def _run(service: Service, listener: socket.socket, ready: Callable[[str], None]) -> None:
     await service.start()
     config = uvicorn.Config(
         make_app(service, own=False),
@@ -61,7 +90,7 @@ async def _run(service: Service, options: ServeOptions, listener: socket.socket,
         ws="none",
         limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=max(1, round(options.shutdown_s)),
+        timeout_graceful_shutdown=round(LAST_S),
         h11_max_incomplete_event_size=64 * 1024,
     )
     try:

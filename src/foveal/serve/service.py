@@ -89,6 +89,8 @@ class Service:
                 },
             },
         )
+        self.over = asyncio.Event()
+        """Set when requests that are still open have to end, because the server does."""
         self._lag: asyncio.Task[None] | None = None
 
     @property
@@ -191,12 +193,12 @@ class Service:
         seed = uuid.uuid4().int % 2**53 if sampling.seed is None else sampling.seed
         return sampling.changed({"max_tokens": wanted or min(self.answer_tokens, room), "seed": seed})
 
-    async def vectors_of_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors [N, E] of captions."""
+    async def vectors_of_text(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
+        """Vectors [N, E] of captions, and how many tokens they have together."""
         if isinstance(self.processor, Processor):
             raise InputError(f"{self.name} gives no vectors; ask /v1/chat/completions.")
-        made = self.processor.texts(list(texts))
-        return await self._vectors("text", [made.tokens, made.starts])
+        made = await asyncio.to_thread(self.processor.texts, list(texts))
+        return await self._vectors("text", [made.tokens, made.starts]), len(made.tokens)
 
     async def vectors_of_pictures(self, urls: Sequence[str]) -> np.ndarray:
         """Vectors [N, E] of pictures."""

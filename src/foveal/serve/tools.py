@@ -7,7 +7,9 @@ form; the others are given the same, as they have none of their own:
     assistant: <tool_call> {"name": ..., "arguments": ...} </tool_call>
     user: <tool_response> ... </tool_response>
 
-Everything in it is text. What a tool answers or is called cannot become a special token.
+The tags around calls and results are single tokens where the vocabulary has them as content (Qwen2.5 has those of
+calls, Qwen3 all four), and text elsewhere. Everything between them is text: what a tool answers or is called cannot
+become one of them, nor any other token that no text gives.
 """
 
 import json
@@ -18,6 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+RESULT, RESULT_END = "<tool_response>", "</tool_response>"
+TAGS = (OPEN, CLOSE, RESULT, RESULT_END)
+_TAG = re.compile("(" + "|".join(TAGS) + ")")
 _CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 
 # The words that these models were trained with (Qwen2.5's chat template); other words call tools less surely.
@@ -44,24 +49,57 @@ class Call:
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
-def shown(functions: Sequence[Mapping[str, Any]], system: str) -> str:
+class Form(str):
+    """Words of the form itself, in which tags are tags. Every other string is somebody's words."""
+
+
+def shown(functions: Sequence[Mapping[str, Any]], system: str) -> list[str]:
     """What the system says when there are tools: its own words, then the tools."""
     lines = [json.dumps({"type": "function", "function": f}, ensure_ascii=False) for f in functions]
-    return (system + "\n\n" if system else "") + "\n".join([_BEFORE, *lines]) + _AFTER
+    return [system + "\n\n" if system else "", Form(_BEFORE), "\n" + "\n".join(lines), Form(_AFTER)]
 
 
-def said(name: str, arguments: str) -> str:
-    """An earlier call as the assistant said it. Arguments that are no JSON stay as they are."""
-    try:
-        value = json.dumps(json.loads(arguments), ensure_ascii=False)
-    except (ValueError, RecursionError):
-        value = json.dumps(arguments, ensure_ascii=False)
-    return f'{OPEN}\n{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {value}}}\n{CLOSE}'
+def said(words: str, calls: Sequence[tuple[str, str]]) -> list[str]:
+    """What the assistant said before: words, then calls (name, arguments). Arguments that are no JSON stay as they
+    are."""
+    pieces = [words]
+    for name, arguments in calls:
+        try:
+            value = json.dumps(json.loads(arguments), ensure_ascii=False)
+        except (ValueError, RecursionError):
+            value = json.dumps(arguments, ensure_ascii=False)
+        call = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {value}}}'
+        pieces += ["\n" if any(pieces) else "", Form(f"{OPEN}\n"), call, Form(f"\n{CLOSE}")]
+    return pieces
 
 
-def answered(results: Sequence[str]) -> str:
+def answered(results: Sequence[str]) -> list[str]:
     """Answers of tools as the user's turn that brings them."""
-    return "\n".join(f"<tool_response>\n{result}\n</tool_response>" for result in results)
+    pieces: list[str] = []
+    for result in results:
+        pieces += [Form(("\n" if pieces else "") + f"{RESULT}\n"), result, Form(f"\n{RESULT_END}")]
+    return pieces
+
+
+def parts(pieces: Sequence[str], tags: frozenset[str]) -> list[dict[str, Any]]:
+    """Pieces as parts of a message: the form's own tags alone where they are in `tags`, all else joined."""
+    found: list[dict[str, Any]] = []
+    plain: list[str] = []
+
+    def close() -> None:
+        if plain:
+            found.append({"type": "text", "text": "".join(plain)})
+            plain.clear()
+
+    for piece in pieces:
+        for word in _TAG.split(piece) if isinstance(piece, Form) else [piece]:
+            if isinstance(piece, Form) and word in tags:
+                close()
+                found.append({"type": "text", "text": word, "tag": True})
+            elif word:
+                plain.append(word)
+    close()
+    return found or [{"type": "text", "text": ""}]
 
 
 def split(text: str, names: frozenset[str]) -> tuple[str, list[Call]]:
