@@ -206,18 +206,21 @@ class Served(Response):
     async def _while_there(self, work: Any, receive: Receive) -> None:
         """Runs `work` until it ends, the client leaves, or the server ends. Raises `Denied` in the last case."""
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_left(receive))
-        over = asyncio.ensure_future(self._service.over.wait())
+        self._service.working.add(task)
         try:
-            await asyncio.wait({task, gone, over}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done() and gone.done():
+            if self._service.over:
+                task.cancel()
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
                 self._service.metrics.aborted.inc()
         finally:
-            for one in (task, gone, over):
+            for one in (task, gone):
                 one.cancel()
-            await asyncio.wait({task, gone, over})
+            await asyncio.wait({task, gone})
+            self._service.working.discard(task)
         if not task.cancelled():
             task.result()
-        elif not over.cancelled():
+        elif self._service.over:
             text = "the server is stopping and could not finish this request; ask another one."
             raise Denied(503, "stopping", text, retry_s=5)
 

@@ -39,7 +39,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.places.draining = True
         await self._until_done(self._service.options.shutdown_s)
-        self._service.over.set()
+        self._service.end_work()
         await self._until_done(LAST_S)
         await super().shutdown(sockets)
 

@@ -89,8 +89,9 @@ class Service:
                 },
             },
         )
-        self.over = asyncio.Event()
-        """Set when requests that are still open have to end, because the server does."""
+        self.over = False
+        self.working: set[asyncio.Future[None]] = set()
+        """The work of open requests; `end_work` cancels it."""
         self._lag: asyncio.Task[None] | None = None
 
     @property
@@ -127,6 +128,12 @@ class Service:
             await self.close()
             raise
         self._lag = asyncio.create_task(self._watch())
+
+    def end_work(self) -> None:
+        """Ends what open requests do, because the server ends. They are told so, and later ones too."""
+        self.over = True
+        for work in self.working:
+            work.cancel()
 
     async def close(self) -> None:
         """Ends all children."""
