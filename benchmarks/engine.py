@@ -2,15 +2,14 @@
 
     benchmarks/peers.sh                                             # once: the peers' environments
     python benchmarks/random_weights.py qwen2_vl 2b                 # once; then benchmarks/sides/language_model.py
-    OMP_NUM_THREADS=2 python benchmarks/engine.py decode1 ours transformers openvino vllm
-    OMP_NUM_THREADS=2 python benchmarks/engine.py start ours transformers
+    OMP_NUM_THREADS=2 python benchmarks/engine.py decode1,decode8 ours vllm
+    OMP_NUM_THREADS=2 python benchmarks/engine.py prefill1300,vision448,start,memory ours transformers
     python benchmarks/engine.py --table                             # all results -> benchmarks/results/engine.md
 
-A case and two or more sides. Every side is a process that is kept, and stopped (SIGSTOP) while another one works; who
+Cases and two or more sides. Every side is a process that is kept, and stopped (SIGSTOP) while another one works; who
 begins changes from turn to turn. `start` and `memory` take a fresh process a turn. Results go to build/peers/results,
 one file a run. On a machine with other work, `--alone 'COMMAND'` names a command that runs another one while it keeps
-the others away (`flock FILE`, say): sides are started inside it, and turns are timed inside it, at most `--window`
-seconds at a time.
+the others away (`flock FILE`, say): turns are timed only inside it, at most `--window` seconds at a time.
 """
 
 import argparse
@@ -22,6 +21,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -98,41 +98,49 @@ def conditions() -> str:
 
 Found = dict[str, list[list[float]]]
 """Of every side, of every turn: seconds of its steps, or its two times, or its one time."""
+Peaks = dict[str, int]
 
 
-def compare(case: str, names: list[str], given: argparse.Namespace) -> tuple[Found, dict[str, int]]:
+def compare(cases: list[str], names: list[str], given: argparse.Namespace) -> Iterator[tuple[str, Found, Peaks]]:
+    """One case after the other, with sides that are started once."""
     sides: list[Side] = []
-    found: Found = {name: [] for name in names}
     try:
-        with Window(given.alone):
+        with Window(given.loading or given.alone):
             for name in names:
                 sides.append(opened(name))
-                sides[-1].ask(WARM.get(case, CASES[case]))
-        longest = 0.0
-        turn = 0
-        while turn < given.turns:
-            seconds: list[list[list[float]]] = []
-            with Window(given.alone) as window:
-                while turn + len(seconds) < given.turns and (not seconds or window.spent_s + longest < given.window):
-                    begun = time.monotonic()
-                    order = [(turn + len(seconds) + step) % len(sides) for step in range(len(sides))]
-                    answers = {i: sides[i].ask(CASES[case])["seconds"] for i in order}
-                    seconds.append([answers[i] for i in range(len(sides))])
-                    longest = max(longest, time.monotonic() - begun)
-            if not window.kept:
-                sys.exit(f"a turn takes {longest:.0f} s, for which the machine was not ours; take fewer sides at once")
-            for turns in seconds:
-                turn += 1
-                for name, times in zip(names, turns, strict=True):
-                    found[name].append(times)
-            print(f"{turn} of {given.turns} turns", file=sys.stderr, flush=True)
-        return found, {side.name: side.ask({"do": "peak"})["bytes"] for side in sides}
+        for case in cases:
+            found = turns(case, sides, given)
+            yield case, found, {side.name: side.ask({"do": "peak"})["bytes"] for side in sides}
     finally:
         for side in sides:
             side.close()
 
 
-def fresh(case: str, names: list[str], given: argparse.Namespace) -> tuple[Found, dict[str, int]]:
+def turns(case: str, sides: list[Side], given: argparse.Namespace) -> Found:
+    found: Found = {side.name: [] for side in sides}
+    turn, longest, warm = 0, 0.0, False
+    while turn < given.turns:
+        done: list[list[list[float]]] = []
+        with Window(given.alone) as window:
+            for side in () if warm else sides:
+                side.ask(WARM.get(case, CASES[case]))
+            warm = True
+            while turn + len(done) < given.turns and (not done or window.spent_s + longest < given.window):
+                begun = time.monotonic()
+                order = [(turn + len(done) + step) % len(sides) for step in range(len(sides))]
+                answers = {i: sides[i].ask(CASES[case])["seconds"] for i in order}
+                done.append([answers[i] for i in range(len(sides))])
+                longest = max(longest, time.monotonic() - begun)
+        if not window.kept:
+            sys.exit(f"a turn takes {longest:.0f} s, for which the machine was not ours; take fewer sides at once")
+        for seconds in done:
+            turn += 1
+            for side, times in zip(sides, seconds, strict=True):
+                found[side.name].append(times)
+    return found
+
+
+def fresh(case: str, names: list[str], given: argparse.Namespace) -> tuple[Found, Peaks]:
     """Turns of fresh processes; one before them is not counted, so that all files are in memory."""
     found: Found = {name: [] for name in names}
     peaks: dict[str, list[int]] = {name: [] for name in names}
@@ -152,16 +160,16 @@ def fresh(case: str, names: list[str], given: argparse.Namespace) -> tuple[Found
                     peaks[name].append(peak)
         if not window.kept:
             sys.exit("the machine was not ours for a whole turn; take fewer sides at once")
-        print(f"{turn + 1} of {given.turns} turns", file=sys.stderr, flush=True)
     return found, {name: int(median(values)) for name, values in peaks.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", nargs="?", choices=[*CASES, *FRESH])
+    parser.add_argument("cases", nargs="?", help=f"joined by commas: {', '.join([*CASES, *FRESH])}")
     parser.add_argument("sides", nargs="*", help="the first is the one that the others are compared with")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--alone", type=shlex.split, default=[], help="command that keeps other work away")
+    parser.add_argument("--loading", type=shlex.split, default=[], help="another one while sides are started")
     parser.add_argument("--window", type=float, default=60.0, help="begin no turn that may end after so many seconds")
     parser.add_argument("--table", action="store_true", help="write benchmarks/results/engine.md")
     given = parser.parse_args()
@@ -170,20 +178,29 @@ def main() -> None:
         path.write_text(table([json.loads(p.read_text()) for p in RESULTS.glob("*.json")]), encoding="utf-8")
         print(path.read_text())
         return
-    if not given.case or len(given.sides) < 2:
-        parser.error("name a case and two or more sides")
+    cases = (given.cases or "").split(",")
+    if not set(cases) <= {*CASES, *FRESH} or len(given.sides) < 2:
+        parser.error(f"name cases, of {', '.join([*CASES, *FRESH])}, and two or more sides")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped before the end"))  # so that no side is left behind
     RESULTS.mkdir(parents=True, exist_ok=True)
-    case, names = given.case, given.sides
-    found, peaks = (fresh if case in FRESH else compare)(case, names, given)
+    kept = [case for case in cases if case in CASES]
+    for found in compare(kept, given.sides, given) if kept else ():
+        write(*found)
+    for case in cases:
+        if case in FRESH:
+            write(case, *fresh(case, given.sides, given))
+
+
+def write(case: str, found: Found, peaks: Peaks) -> None:
     result = {
         "case": case,
         "conditions": conditions(),
-        "sides": {name: {"turns": found[name], "peak_bytes": peaks[name]} for name in names},
+        "sides": {name: {"turns": found[name], "peak_bytes": peaks[name]} for name in found},
     }
-    (RESULTS / f"{case}-{'-'.join(names)}.json").write_text(json.dumps(result, indent=1))
-    for name in names:
-        print(name, shown([1000 * median(t) for t in found[name]]), "ms,", f"{peaks[name] / 1e9:.2f} GB")
+    (RESULTS / f"{case}-{'-'.join(found)}.json").write_text(json.dumps(result, indent=1))
+    for name, times in found.items():
+        milliseconds = shown([1000 * median(t) for t in times])
+        print(f"{case}, {name}: {milliseconds} ms, {peaks[name] / 1e9:.2f} GB", flush=True)
 
 
 if __name__ == "__main__":

@@ -140,9 +140,23 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert plotted.read_bytes().startswith(b"\x89PNG")
     assert main([*words, "--quantize", "int8"]) == 0
     page = capsys.readouterr().out
-    assert page.startswith("qwen2_vl/tiny, int8: ")
+    assert page.startswith("qwen2_vl/tiny: float32 with int8 on ")
     assert "of its roof" in page
     assert "first token" in page
+
+
+def test_rounded_weights_are_counted_as_they_lie(capsys, monkeypatch):
+    """Fewer bytes to read under the memory roof, and the page says what was measured."""
+    monkeypatch.setattr(roofs, "READ_BYTES", 2**24)
+    words = ["bench", "qwen2_vl/tiny", "--dtype", "float32", "--image", "56", "--prompt", "24", "--requests", "1"]
+    words += ["--context", "0", "--repeats", "1", "--json"]
+    found = []
+    for more in ([], ["--quantize", "int8"]):
+        assert main([*words, *more]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    full, rounded = (next(t for t in f["timings"] if t["phase"] == "decode")["read_bytes"] for f in found)
+    assert found[1]["dtype"] == "float32 with int8"
+    assert full / 4 < rounded < full / 2  # a byte and its scale instead of four
 
 
 def test_what_the_command_refuses(capsys, tmp_path):

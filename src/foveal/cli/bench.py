@@ -19,15 +19,15 @@ HELP = "how fast a model is on this machine, and which limit binds"
 EXAMPLE = """examples:
   foveal bench                                    (the small model inside; seconds)
   foveal bench Qwen/Qwen2-VL-2B-Instruct --plot bench.png
-  foveal bench qwen2_vl/2b --json                 (random weights of that size: nothing is downloaded)
+  foveal bench qwen2_vl/2b --quantize int4        (random weights of that size: nothing is downloaded)
   foveal bench ./folder --requests 1 --requests 16 --context 512 --context 16384"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="hub name, folder, or FAMILY/SIZE for random weights")
     parser.add_argument("--dtype", help="bfloat16, float16 or float32; default: as stored")
-    parser.add_argument("--quantize", metavar="KIND", help="round the language model's weights: int8 or int4")
     parser.add_argument("--device", help="cpu, cuda, mps; default: an accelerator if there is one")
+    parser.add_argument("--quantize", metavar="KIND", help="round the language model's weights: int8 or int4")
     parser.add_argument("--image", type=int, default=448, metavar="PX", help="side of the square picture; default: 448")
     parser.add_argument("--prompt", type=int, default=512, metavar="TOKENS", help="length of prompts; default: 512")
     parser.add_argument(
@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     from foveal.engine.bench.phases import BenchOptions, bench
     from foveal.engine.load import load
     from foveal.engine.model import Model
+    from foveal.engine.prepare import prepare
 
     if arguments.plot is not None and arguments.plot.suffix.lower() != ".png":
         raise InputError(f"--plot {arguments.plot} is no PNG; name a file that ends in .png.")
@@ -54,20 +55,15 @@ def run(arguments: argparse.Namespace) -> int:
         given["requests"] = tuple(arguments.requests)
     if arguments.context:
         given["contexts"] = tuple(c for c in arguments.context if c)
-    name = arguments.model or NANO
-    if arguments.quantize is not None:
-        from foveal.families.quantize import settings
-
-        given["weight_bytes"] = settings(arguments.quantize).bits / 8
-        name = f"{name}, {arguments.quantize}"
     options = BenchOptions(image_px=arguments.image, prompt_tokens=arguments.prompt, repeats=arguments.repeats, **given)
     if not arguments.json:
         logging.getLogger("foveal.engine.bench").setLevel(logging.INFO)
     with _folder(arguments.model, arguments.dtype) as folder:
-        model = load(folder, dtype=arguments.dtype, device=arguments.device, quantize=arguments.quantize)
+        model = load(folder, dtype=arguments.dtype, device=arguments.device, quantize=arguments.quantize, prepare=True)
         if not isinstance(model, Model):
             raise InputError(f"{arguments.model} answers no questions, so there is nothing to measure.")
-        report = bench(model, options, name=name)
+        prepare(model.network)  # the form that it takes while it answers; steps are timed without the work of that
+        report = bench(model, options, name=arguments.model or NANO)
     if arguments.plot is not None:
         from foveal.engine.bench.plot import plot
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from foveal.core.errors import ContextError, InputError
 from foveal.core.packed import Packed
@@ -22,6 +23,7 @@ from foveal.engine.engine import Engine
 from foveal.engine.model import Model
 from foveal.engine.options import EngineOptions
 from foveal.engine.request import Sampling
+from foveal.nn.quantized_linear import QuantizedLinear
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,6 @@ class BenchOptions:
         contexts: tokens already there when one more is decoded, alone; those that fit into the model's context.
         decode_tokens: steps of decoding that are timed.
         repeats: turns of the other phases; the middle one counts.
-        weight_bytes: of one weight of the language model; None for that of its type.
     """
 
     pictures: tuple[tuple[int, int], ...] = ((1024, 768), (4032, 3024))
@@ -50,7 +51,6 @@ class BenchOptions:
     contexts: tuple[int, ...] = (512, 1024, 2048, 4096, 8192)
     decode_tokens: int = 16
     repeats: int = 3
-    weight_bytes: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("image_px", "text_tokens", "prompt_tokens", "decode_tokens", "repeats"):
@@ -130,10 +130,8 @@ class _Bench:
         self.model, self.options = model, options
         self.device, self.dtype = model.network.device, model.network.dtype
         item = self.dtype.itemsize
-        weight = float(item if options.weight_bytes is None else options.weight_bytes)
-        self.estimate = Estimate(
-            model.family, model.config, weight_bytes=weight, tower_bytes=float(item), cache_item=item
-        )
+        language, tower = (weight_bytes(part, item) for part in (model.network.language, model.network.vision))
+        self.estimate = Estimate(model.family, model.config, weight_bytes=language, tower_bytes=tower, cache_item=item)
         self.context = model.family.context(model.config)
         self.rng = np.random.default_rng(0)
 
@@ -152,7 +150,7 @@ class _Bench:
         return Report(
             model=name,
             device=str(self.device),
-            dtype=str(self.dtype).removeprefix("torch."),
+            dtype=type_name(self.model.network, self.dtype),
             threads=torch.get_num_threads(),
             torch=torch.__version__,
             roofs=roofs,
@@ -286,6 +284,19 @@ class _Bench:
         picture = Image.fromarray(self.rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
         words = " ".join("the" for _ in range(text_tokens // 2))
         return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": words}]}]
+
+
+def type_name(network: nn.Module, dtype: torch.dtype) -> str:
+    """The type of activations, and that of weights where some are quantized: "bfloat16 with int4 and int8"."""
+    kinds = sorted({f"int{m.bits}" for m in network.modules() if isinstance(m, QuantizedLinear)})
+    return str(dtype).removeprefix("torch.") + (f" with {' and '.join(kinds)}" if kinds else "")
+
+
+def weight_bytes(part: nn.Module, item: int) -> float:
+    """Bytes of one weight, scales included, in the mean of its quantized layers; `item` where there are none."""
+    layers = [m for m in part.modules() if isinstance(m, QuantizedLinear)]
+    count = sum(layer.in_features * layer.out_features for layer in layers)
+    return sum(b.nbytes for layer in layers for b in layer.buffers()) / count if count else float(item)
 
 
 def beginning(packed: Packed, tokens: int) -> Packed:
