@@ -62,6 +62,10 @@ FRESH: dict[str, dict[str, Any]] = {
 }
 
 
+BUSY = 0.1
+"""Processors that others may keep busy during a turn, in the mean; a turn beside more is thrown away."""
+
+
 def command(side: str, *, fresh: bool) -> list[str]:
     """ours, ours-int8, ours-int4, transformers, openvino, openvino-int8, openvino-int4, vllm, llama-bf16, llama-q8_0,
     llama-q4_0. In a `fresh` process ours prepares its weights while it answers, in others before it is asked."""
@@ -109,35 +113,44 @@ def compare(cases: list[str], names: list[str], given: argparse.Namespace) -> It
             for name in names:
                 sides.append(opened(name))
         for case in cases:
-            found = turns(case, sides, given)
+            found, dropped = turns(case, sides, given)
+            print(f"{case}: {dropped} turns were thrown away", file=sys.stderr, flush=True)
             yield case, found, {side.name: side.ask({"do": "peak"})["bytes"] for side in sides}
     finally:
         for side in sides:
             side.close()
 
 
-def turns(case: str, sides: list[Side], given: argparse.Namespace) -> Found:
+def turns(case: str, sides: list[Side], given: argparse.Namespace) -> tuple[Found, int]:
+    """What every side took, and how many turns were thrown away because others worked too."""
     found: Found = {side.name: [] for side in sides}
-    turn, longest, warm = 0, 0.0, False
-    while turn < given.turns:
-        done: list[list[list[float]]] = []
+    longest, tried, kept, warm = 0.0, 0, 0, False
+    while kept < given.turns and tried < 3 * given.turns:
+        done: list[dict[str, list[float]]] = []
         with Window(given.alone) as window:
             for side in () if warm else sides:
                 side.ask(WARM.get(case, CASES[case]))
             warm = True
-            while turn + len(done) < given.turns and (not done or window.spent_s + longest < given.window):
+            while kept + len(done) < given.turns and (not done or window.spent_s + longest < given.window):
                 begun = time.monotonic()
-                order = [(turn + len(done) + step) % len(sides) for step in range(len(sides))]
-                answers = {i: sides[i].ask(CASES[case])["seconds"] for i in order}
-                done.append([answers[i] for i in range(len(sides))])
+                first = tried % len(sides)
+                answers = {side.name: side.alone(CASES[case]) for side in [*sides[first:], *sides[:first]]}
                 longest = max(longest, time.monotonic() - begun)
+                tried += 1
+                others = max(share for _, share in answers.values())
+                if others > BUSY:
+                    print(f"{case}: others kept {others:.2f} processors busy; once more", file=sys.stderr, flush=True)
+                    break
+                done.append({name: answer["seconds"] for name, (answer, _) in answers.items()})
         if not window.kept:
             sys.exit(f"a turn takes {longest:.0f} s, for which the machine was not ours; take fewer sides at once")
-        for seconds in done:
-            turn += 1
-            for side, times in zip(sides, seconds, strict=True):
-                found[side.name].append(times)
-    return found
+        kept += len(done)
+        for turn in done:
+            for name, seconds in turn.items():
+                found[name].append(seconds)
+    if not kept:
+        sys.exit(f"{case}: the machine was never free")
+    return found, tried - kept
 
 
 def fresh(case: str, names: list[str], given: argparse.Namespace) -> tuple[Found, Peaks]:

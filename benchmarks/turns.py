@@ -47,6 +47,12 @@ class Window:
             self._holder.communicate()
 
 
+def busy_s() -> float:
+    """Seconds of processor time that the whole machine has spent, what its host took from it included."""
+    user, nice, system, _, _, *others = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])
+    return (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK")
+
+
 class Side:
     """A process that speaks `sides/protocol.py`, stopped (SIGSTOP) unless it is asked."""
 
@@ -73,6 +79,17 @@ class Side:
             sys.exit(f"{self.name}: {answer.get('error', 'no answer')}; see {self.log}")
         self._signal(signal.SIGSTOP)
         return answer
+
+    def alone(self, question: dict[str, Any]) -> tuple[dict[str, Any], float]:
+        """Its answer, and how many processors others kept busy meanwhile, in the mean."""
+        begun, busy, own = time.monotonic(), busy_s(), self._busy_s()
+        answer = self.ask(question)
+        spent = time.monotonic() - begun
+        return answer, max(0.0, busy_s() - busy - (self._busy_s() - own)) / spent
+
+    def _busy_s(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def close(self) -> None:
         if self._alive:

@@ -12,7 +12,7 @@ from foveal.cli.main import main
 from foveal.core.errors import InputError
 from foveal.engine.bench import roofs
 from foveal.engine.bench.phases import BenchOptions, Timing, bench
-from foveal.engine.bench.plot import grown, plot
+from foveal.engine.bench.plot import grown, plot, rounded_up
 from foveal.engine.bench.roofs import Roofs, measure_roofs
 from foveal.engine.bench.work import Estimate, Work
 from foveal.families.describe import families
@@ -170,3 +170,8 @@ def test_a_timing_without_a_roof_has_no_share():
     timing = Timing(phase="p", detail="d", seconds=2.0, low=1.0, high=3.0, amount=4.0, unit="token")
     assert timing.rate == 2.0
     assert timing.share is None
+
+
+@pytest.mark.parametrize(("value", "axis"), [(0.31, 0.4), (1.0, 1.0), (24.2, 40.0), (61.0, 80.0), (99.0, 100.0)])
+def test_axes_end_at_short_numbers(value, axis):
+    assert rounded_up(value) == pytest.approx(axis)

@@ -110,7 +110,7 @@ def page(report: "Report") -> str:
         )
     return "\n".join(
         [
-            f"{report.model}: {report.dtype} on {report.device}, {report.threads} threads, torch {report.torch}",
+            f"{report.model}: {report.dtype} on {report.device}, threads: {report.threads}, torch {report.torch}",
             f"  roofs: memory {roofs.read_bytes_s / 1e9:.1f} GB/s, products {roofs.product_flop_s / 1e9:,.0f} GFLOP/s",
             f"  memory: {size(report.loaded_bytes)} after loading, {size(report.peak_bytes)} at most",
             "",

@@ -181,13 +181,13 @@ class _Bench:
         with torch.inference_mode():
             turns = self.turns(lambda: self.model.network.see(packed))
         tokens = sum(m.tokens for m in packed.media)
-        return timed("vision", f"{self.options.image_px} px, {len(packed.patches)} patches", turns, tokens, "token")
+        return timed("vision", f"{self.options.image_px} px, {len(packed.patches)} patches", turns, tokens, "tokens")
 
     def prefill(self, tokens: int) -> Timing:
         packs = [self.prompt(tokens) for _ in range(self.options.repeats + 1)]  # nothing of a prompt is known before
         engine = self.engine(step_tokens=tokens)
         turns = [self.until_first(engine, packed) for packed in packs][1:]
-        return timed("prefill", f"{tokens} tokens", turns, tokens, "token")
+        return timed("prefill", f"{tokens} tokens", turns, tokens, "tokens")
 
     def decode(self, requests: int, context: int) -> Timing:
         """Steps of `requests` with lengths from half of `context` on up, `context` in the mean."""
@@ -196,7 +196,7 @@ class _Bench:
         for length in lengths:
             engine.add(self.prompt(int(length)), self.sampling(self.options.decode_tokens + 4 * requests + 8))
         turns = self.steps(engine, requests)
-        return timed("decode", f"{requests} at once, {context} tokens each", turns, requests, "token")
+        return timed("decode", f"{requests} at once, {context} tokens each", turns, requests, "tokens")
 
     def contexts(self) -> Iterator[tuple[Timing, Work | None]]:
         """One sequence that grows: what is there already comes from the prefix cache."""
@@ -206,10 +206,10 @@ class _Bench:
         whole = self.prompt(min(longest, self.context - room)) if longest and self.context > room else None
         for context in sorted(self.options.contexts):
             if whole is None or context > len(whole.tokens):
-                log.info("a context of %d tokens does not fit into the model's %d", context, self.context)
+                log.info("decoding after %d tokens is left out: the model takes %d in all", context, self.context)
                 continue
             engine.add(beginning(whole, context), self.sampling(room))
-            timing = timed("decode", f"alone, after {context} tokens", self.steps(engine, 1), 1, "token")
+            timing = timed("decode", f"alone, after {context} tokens", self.steps(engine, 1), 1, "tokens")
             yield replace(timing, context_tokens=context), self.estimate.decode(1, context)
 
     def first_token(self) -> Iterator[tuple[Timing, Work | None]]:
@@ -226,8 +226,8 @@ class _Bench:
             new.append(seconds(asked, self.device))
             again.append(seconds(asked, self.device))
         detail = f"{self.options.image_px} px and {self.options.text_tokens} tokens"
-        yield timed("first token", detail, new[1:], 1, "answer"), None
-        yield timed("first token", "the same question again", again[1:], 1, "answer"), None
+        yield timed("first token", detail, new[1:], 1, "answers"), None
+        yield timed("first token", "the same question again", again[1:], 1, "answers"), None
 
     def turns(self, work: Callable[[], object]) -> list[float]:
         work()

@@ -1,13 +1,15 @@
 """The report of `foveal bench` as a picture: how near each phase is to its roof, and decoding as the context grows."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from foveal.engine.bench.phases import Report, Timing
 
 WIDTH_PX, ROW_PX, LEFT_PX, EDGE_PX, CHART_PX = 1000, 34, 330, 40, 260
+TEXT_PX = 14
 INK, GRID, BORDER = (40, 40, 40), (225, 225, 225), (150, 150, 150)
 COLOURS = {"memory": (30, 90, 200), "products": (200, 110, 30), None: (150, 150, 150)}
 
@@ -19,7 +21,8 @@ def plot(report: Report, path: Path) -> None:
     height = 2 * EDGE_PX + ROW_PX * (len(bars) + 1) + (CHART_PX + EDGE_PX if len(growth) > 1 else 0)
     image = Image.new("RGB", (WIDTH_PX, height), "white")
     pen = ImageDraw.Draw(image)
-    pen.text((16, 14), f"{report.model}, {report.dtype}, {report.device}, {report.threads} threads", fill=INK)
+    pen.font = ImageFont.load_default(TEXT_PX)
+    pen.text((16, 14), f"{report.model}, {report.dtype}, {report.device}, threads: {report.threads}", fill=INK)
     top = _bars(pen, EDGE_PX, bars, report)
     if len(growth) > 1:
         _growth(pen, top + EDGE_PX, growth)
@@ -53,7 +56,7 @@ def _bars(pen: ImageDraw.ImageDraw, top: int, bars: Sequence[Timing], report: Re
 
 def _growth(pen: ImageDraw.ImageDraw, top: int, points: Sequence[tuple[int, Timing]]) -> None:
     left, right, high, low = 90, WIDTH_PX - EDGE_PX, top + 26, top + CHART_PX - 30
-    most = max(t.seconds for _, t in points) * 1.1
+    most = rounded_up(1000 * max(t.seconds for _, t in points)) / 1000
     last = max(c for c, _ in points)
 
     def at(context: int | float, seconds: float) -> tuple[float, float]:
@@ -63,9 +66,18 @@ def _growth(pen: ImageDraw.ImageDraw, top: int, points: Sequence[tuple[int, Timi
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = at(0, share * most)[1]
         pen.line((left, y, right, y), fill=GRID)
-        pen.text((16, y - 6), f"{1000 * share * most:.4g}", fill=INK)
+        pen.text((16, y - 6), f"{1000 * share * most:.3g}", fill=INK)
         x = at(share * last, 0.0)[0]
         pen.text((x - 14, low + 8), f"{share * last:,.0f}", fill=INK)
     pen.rectangle((left, high, right, low), outline=BORDER)
     pen.line([at(c, t.bound_s or 0.0) for c, t in points], fill=COLOURS[None], width=2)
     pen.line([at(c, t.seconds) for c, t in points], fill=COLOURS["memory"], width=2)
+    for context, timing in points:
+        x, y = at(context, timing.seconds)
+        pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=COLOURS["memory"])
+
+
+def rounded_up(value: float) -> float:
+    """The next of 1, 2, 4, 6 and 8 times a power of ten, whose quarters are short numbers."""
+    step = 10.0 ** math.floor(math.log10(value))
+    return next((n * step for n in (1, 2, 4, 6, 8) if n * step >= value), 10 * step)
