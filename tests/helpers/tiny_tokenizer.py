@@ -10,6 +10,7 @@ full one; elsewhere it falls back to smaller pieces, down to bytes, and so it ca
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterable
 from itertools import pairwise
@@ -87,6 +88,17 @@ def write(full: Path, folder: Path) -> None:
         "unk_token": None,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def with_tags(folder: Path, tags: tuple[str, ...]) -> Path:
+    """The small vocabulary with these as added content, as the published files have them."""
+    shutil.copytree(FOLDER, folder)
+    rules = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    first = 1 + max(token["id"] for token in rules["added_tokens"])
+    for number, tag in enumerate(tags, first):
+        rules["added_tokens"].append({**rules["added_tokens"][0], "id": number, "content": tag, "special": False})
+    (folder / "tokenizer.json").write_text(json.dumps(rules, ensure_ascii=False), encoding="utf-8")
+    return folder
 
 
 if __name__ == "__main__":

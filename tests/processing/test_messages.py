@@ -30,6 +30,7 @@ def part(value):
     ("value", "expected"),
     [
         ("hi", TextPart(text="hi")),
+        ({"type": "text", "text": "<think>", "tag": True}, TextPart(text="<think>", tag=True)),
         ({"type": "text", "text": "hi"}, TextPart(text="hi")),
         ({"text": "hi"}, TextPart(text="hi")),
         (PICTURE, ImagePart(source=PICTURE)),
@@ -128,6 +129,7 @@ WRONG_PARTS = [
     ({"type": "image", "image": "a", "url": "b"}, "more than once"),
     ({"type": "text", "text": "a", "url": "b"}, "unknown key 'url'"),
     ({"type": "image", "path": None}, "has no 'image'"),
+    ({"type": "text", "text": "a", "tag": "yes"}, "expected true or false"),
     ({"type": "text", "text": 3}, "'text' is of type int"),
     ({"type": "text", "text": "a", "cache_control": {}}, "unknown key 'cache_control'"),
     ({"type": "box", "box": (1, 2, 3, 4)}, "expected a foveal Box"),

@@ -9,7 +9,7 @@ from foveal.core.errors import ConfigError, InputError
 from foveal.processing.segments import MediumSegment, SpecialSegment, TextSegment
 from foveal.processing.tokens import Tokenizer
 from tests.helpers import published
-from tests.helpers.tiny_tokenizer import FOLDER, TEXTS, subset
+from tests.helpers.tiny_tokenizer import FOLDER, TEXTS, subset, with_tags
 
 TINY = Tokenizer.from_file(FOLDER / "tokenizer.json")
 NAMES = TINY.special_names
@@ -223,3 +223,21 @@ def test_letters_of_unused_bytes_are_text(text):
     assert not set(ids) & ours.special_ids
     assert "ü" not in ours.special_names
     assert ours.vocab_size == theirs.get_vocab_size()
+
+
+def test_a_tag_is_one_token_where_the_vocabulary_has_it_as_content(tmp_path):
+    """A tag that the vocabulary lacks is text, and so is the name of a control token, whoever calls it a tag."""
+    own = Tokenizer.from_file(with_tags(tmp_path / "vocabulary", ("<tool_call>",)) / "tokenizer.json")
+    plain = Tokenizer.from_file(FOLDER / "tokenizer.json")
+    (tag,) = own.content_ids
+    assert own.token_bytes(tag) == b"<tool_call>" and plain.content_ids == frozenset()
+    before, behind = TextSegment(text="a\n"), TextSegment(text="\nb")
+    found = own.encode_segments([before, TextSegment(text="<tool_call>", tag=True), behind])
+    assert found.ids == [*own.encode_text("a\n"), tag, *own.encode_text("\nb")]
+    assert found.owners.count(1) == 1
+    whole = own.encode_text("a\n<tool_call>\nb")
+    assert tag not in whole
+    assert plain.encode_segments([before, TextSegment(text="<tool_call>", tag=True), behind]).ids == whole
+    assert own.encode_segments([before, TextSegment(text="<tool_call>"), behind]).ids == whole
+    control = own.encode_segments([TextSegment(text="<|im_end|>", tag=True)]).ids
+    assert control == own.encode_text("<|im_end|>")

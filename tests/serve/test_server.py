@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -335,3 +336,13 @@ def test_an_engine_that_cannot_be_made_says_why():
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
         assert done.returncode == 2, done.stderr
         assert word in done.stderr and "Traceback" not in done.stderr
+
+
+def test_no_connection_holds_back_the_end_of_an_answer():
+    """Nagle's algorithm would let it wait for the client's confirmation of the beginning, 40 ms in practice."""
+    from foveal.serve.server import _listener
+
+    with _listener("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()[:2]):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -1,7 +1,6 @@
 """Prompts with tools have the ids that the published templates give, and nobody's words become a tag."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from foveal.serve.conversation import conversation
 from foveal.serve.options import ServeOptions
 from foveal.serve.schema import ChatRequest
 from tests.helpers.processing import processor
-from tests.helpers.tiny_tokenizer import FOLDER
+from tests.helpers.tiny_tokenizer import with_tags
 
 PUBLISHED = Path(__file__).parents[1] / "data_files" / "published"
 FAMILIES = {
@@ -78,17 +77,6 @@ def published(name: str, *, system: bool) -> str:
     # Templates ask for keys that a message may lack.
     messages = [{"tool_calls": None, **m, "content": m["content"] or ""} for m in (*start, *made)]
     return program.render(messages=messages, tools=TOOLS, add_generation_prompt=True)
-
-
-def with_tags(folder: Path, tags: tuple[str, ...]) -> Path:
-    """The small vocabulary with these as added content, as the published files have them."""
-    shutil.copytree(FOLDER, folder)
-    rules = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    first = 1 + max(token["id"] for token in rules["added_tokens"])
-    for number, tag in enumerate(tags, first):
-        rules["added_tokens"].append({**rules["added_tokens"][0], "id": number, "content": tag, "special": False})
-    (folder / "tokenizer.json").write_text(json.dumps(rules, ensure_ascii=False), encoding="utf-8")
-    return folder
 
 
 def prompt(request: ChatRequest, own: Processor) -> list[int]:
