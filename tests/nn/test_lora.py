@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from foveal.core.errors import ConfigError, WeightsError
+from foveal.nn.linear import Linear
 from foveal.nn.lora import LoraLinear, LoraPart, adapted, attach, merge, strip, unmerge
 
 
@@ -16,7 +17,7 @@ def part(rows: int, inputs: int, rank: int = 3, seed: int = 0, **settings) -> Lo
 
 def network() -> nn.ModuleDict:
     torch.manual_seed(9)
-    return nn.ModuleDict({"one": nn.Linear(5, 6), "words": nn.Embedding(7, 4), "norm": nn.LayerNorm(4)})
+    return nn.ModuleDict({"one": Linear(5, 6), "words": nn.Embedding(7, 4), "norm": nn.LayerNorm(4)})
 
 
 def test_the_update_is_scale_b_a():
@@ -70,7 +71,7 @@ def test_merge_unmerge_strip():
     assert torch.allclose(net["one"](x), live, atol=1e-6)
     merge(net)
     strip(net)
-    assert type(net["one"]) is nn.Linear
+    assert type(net["one"]) is Linear
     assert not adapted(net)
     assert torch.allclose(net["one"](x), live, atol=1e-6)
     assert set(dict(net.named_parameters())) == set(dict(network().named_parameters()))

@@ -9,7 +9,7 @@ from torch import nn
 
 from foveal.core.errors import ConfigError, WeightsError
 from foveal.nn import quantized_linear
-from foveal.nn.native.build import library
+from foveal.nn.native.build import QUANTIZED, library
 from foveal.nn.native.memory import settle
 from foveal.nn.quantized import Codes, common_group, product, rounded
 from foveal.nn.quantized_linear import QuantizedLinear
@@ -90,7 +90,7 @@ def test_one_group_for_all_layers():
     assert common_group([256, 704], 352) == 64
 
 
-WAYS = ["dense", "stock", *(["native"] if library() is not None else [])]
+WAYS = ["dense", "stock", *(["native"] if library(QUANTIZED) is not None else [])]
 
 
 @pytest.fixture(params=WAYS)

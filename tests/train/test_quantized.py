@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from foveal.core.errors import ConfigError
+from foveal.nn.linear import Linear
 from foveal.nn.lora import adapted, merge, strip
 from foveal.train.lora import Lora, apply, open_adapter, save_adapter
 from foveal.train.quantized import QuantizedLinear, nf4_levels, quantize, size_bytes
@@ -23,7 +24,7 @@ PUBLISHED = (
 
 def layer(rows: int, inputs: int, *, seed: int = 0, bias: bool = True) -> nn.ModuleDict:
     torch.manual_seed(seed)
-    return nn.ModuleDict({"one": nn.Linear(inputs, rows, bias=bias)})
+    return nn.ModuleDict({"one": Linear(inputs, rows, bias=bias)})
 
 
 def test_levels_are_the_published_ones():

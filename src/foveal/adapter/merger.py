@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.core.shapes import Float
+from foveal.nn.linear import Linear
 from foveal.nn.norm import LayerNorm
 
 
@@ -31,8 +32,8 @@ class Merger(nn.Module):
         self.merge, self.join_first = merge, join_first
         joined = vision_width * merge**2
         self.norm = norm(joined if join_first else vision_width, eps)
-        self.up = nn.Linear(joined, joined)
-        self.down = nn.Linear(joined, width)
+        self.up = Linear(joined, joined)
+        self.down = Linear(joined, width)
 
     def forward(self, x: Float[Tensor, "P C"]) -> Float[Tensor, "M D"]:
         """Patches in merge-group order; M = P / merge ** 2."""

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.core.shapes import Float
+from foveal.nn.linear import Linear
 
 
 class Projector(nn.Module):
@@ -12,8 +13,8 @@ class Projector(nn.Module):
 
     def __init__(self, vision_width: int, width: int) -> None:
         super().__init__()
-        self.up = nn.Linear(vision_width, width)
-        self.down = nn.Linear(width, width)
+        self.up = Linear(vision_width, width)
+        self.down = Linear(width, width)
 
     def forward(self, x: Float[Tensor, "M C"]) -> Float[Tensor, "M D"]:
         return self.down(F.gelu(self.up(x)))
@@ -26,9 +27,9 @@ class SplitProjector(nn.Module):
     def __init__(self, high_width: int, low_width: int, width: int) -> None:
         super().__init__()
         self.high_width = high_width
-        self.high = nn.Linear(high_width, width // 2)
-        self.low = nn.Linear(low_width, width // 2)
-        self.out = nn.Linear(width, width)
+        self.high = Linear(high_width, width // 2)
+        self.low = Linear(low_width, width // 2)
+        self.out = Linear(width, width)
 
     def forward(self, x: Float[Tensor, "M C"]) -> Float[Tensor, "M D"]:
         high, low = x[:, : self.high_width], x[:, self.high_width :]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from foveal.core.shapes import Float, Int64
 from foveal.nn.embed import resized_positions, sincos_table
 from foveal.nn.keep import Keep
+from foveal.nn.linear import Linear, linear
 from foveal.nn.norm import LayerNorm
 
 
@@ -29,11 +30,11 @@ class Resampler(nn.Module):
         self.side, self.heads = side, heads
         self.positions = nn.Parameter(sincos_table(side, width), requires_grad=False)
         self.query = nn.Parameter(torch.empty(side**2, width))
-        self.kv = nn.Linear(vision_width, width, bias=False)
+        self.kv = Linear(vision_width, width, bias=False)
         self.norm_query = LayerNorm(width, eps)
         self.norm_kv = LayerNorm(width, eps)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         self.norm_after = LayerNorm(width, eps)
         self.project = nn.Parameter(torch.empty(width, width))
         nn.init.trunc_normal_(self.query, std=0.02)
@@ -45,14 +46,14 @@ class Resampler(nn.Module):
         """Patches of all pictures row by row, and each one's grid; side ** 2 tokens a picture."""
         x = self.norm_kv(self.kv(x))
         weights, biases = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
-        query = F.linear(self.norm_query(self.query) + self.positions, weights[0], biases[0])
+        query = linear(self.norm_query(self.query) + self.positions, weights[0], biases[0])
         parts, start = [], 0
         for (height, width), same in groupby(grids[:, 1:].tolist()):
             count = sum(1 for _ in same)
             stop = start + count * height * width
             own = x[start:stop].view(count, height * width, -1)
-            key = F.linear(own + resized_positions(self.positions, self.side, height, width), weights[1], biases[1])
-            value = F.linear(own, weights[2], biases[2])
+            key = linear(own + resized_positions(self.positions, self.side, height, width), weights[1], biases[1])
+            value = linear(own, weights[2], biases[2])
             parts.append(self._attend(query.expand(count, -1, -1), key, value))
             start = stop
         attended = self.out(torch.cat(parts))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from foveal.core.shapes import Float, Int64
 from foveal.nn.keep import Keep
+from foveal.nn.linear import Linear
 
 
 class TileAdapter(nn.Module):
@@ -38,7 +39,7 @@ class TileAdapter(nn.Module):
         super().__init__()
         self.join, self.global_first = join, global_first
         widths = [vision_width * join**2, *[mlp_width] * (depth - 1), width]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in itertools.pairwise(widths))
         self.newline = nn.Parameter(torch.zeros(width))
         self.separator = nn.Parameter(torch.zeros(width))
         for token in (self.newline, self.separator):

@@ -24,6 +24,7 @@ from foveal.engine.prefix import weights_key as fingerprint
 from foveal.families.vlm import VLM
 from foveal.language.decoder import Decoder
 from foveal.nn.joined import Joint, apart, join, joinable
+from foveal.nn.linear import Linear
 from foveal.nn.lora import LoraLinear, UpdatedLinear
 from foveal.nn.packed import PackedLinear, packs
 from foveal.weights.pages import MappedFiles
@@ -201,7 +202,7 @@ def _tied_head(name: str, owner: Decoder, replace: Replace, files: MappedFiles) 
         return None
     weight = owner.embed.weight
     with torch.device("meta"):
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        layer = Linear(weight.shape[1], weight.shape[0], bias=False)
     layer.weight = weight
     new = replace(name, layer)
     if new is not None:
@@ -211,7 +212,7 @@ def _tied_head(name: str, owner: Decoder, replace: Replace, files: MappedFiles) 
 
 
 def _replaced(name: str, layer: nn.Module, replace: Replace, files: MappedFiles) -> nn.Module:
-    if type(layer) not in (nn.Linear, LoraLinear):
+    if type(layer) not in (Linear, LoraLinear):
         return layer
     plain: Any = layer.without() if isinstance(layer, LoraLinear) else layer
     new = replace(name, plain)

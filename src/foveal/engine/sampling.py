@@ -30,7 +30,8 @@ def is_plain(options: Sampling) -> bool:
 def best(scores: Float[Tensor, "R V"], banned: Tensor) -> list[int | None]:
     """The best allowed token of every row, computed where the scores are; None where they are not finite."""
     scores = scores.float()
-    finite = torch.isfinite(scores).all(-1)
+    low, high = torch.aminmax(scores, dim=-1)  # one pass; what is no number comes through
+    finite = (low > -torch.inf) & (high < torch.inf)
     scores = scores.index_fill(-1, banned.to(scores.device), -torch.inf)
     tokens = torch.where(finite, scores.argmax(-1), -1).tolist()
     return [token if token >= 0 else None for token in tokens]

@@ -13,6 +13,7 @@ from foveal.families.awq import aware_codes
 from foveal.families.base import Family
 from foveal.families.quantize import Quantization, plain_codes
 from foveal.families.vlm import VLM
+from foveal.nn.linear import Linear
 from foveal.nn.quantized import Codes, joined
 from foveal.nn.quantized_linear import QuantizedLinear
 from foveal.processing.processor import Processor
@@ -93,7 +94,7 @@ def _linear(network: nn.Module, place: Place) -> nn.Linear | None:
         layer = network.get_submodule(path)
     except AttributeError:
         return None
-    fits = type(layer) is nn.Linear and last == "weight" and not place.transposed and not place.ones
+    fits = type(layer) is Linear and last == "weight" and not place.transposed and not place.ones
     return layer if fits and isinstance(layer, nn.Linear) else None
 
 

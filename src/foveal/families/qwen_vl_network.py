@@ -1,6 +1,5 @@
 """The parts of Qwen-VL's network that no other family has; `qwen_vl` builds it from them and from shared ones."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -14,8 +13,9 @@ from foveal.core.shapes import Float, Int, Int64
 from foveal.families.vlm import VLM
 from foveal.language.cache import Cache
 from foveal.language.decoder import Decoder
-from foveal.nn.attention import attend_cached, attend_packed
+from foveal.nn.attention import attend_packed
 from foveal.nn.keep import Keep
+from foveal.nn.linear import Linear
 from foveal.nn.rope import Rotation, frequencies
 from foveal.vision.vit import VisionAttention
 
@@ -83,8 +83,8 @@ class StretchedAttention(nn.Module):
         super().__init__()
         c = config
         self.layer, self.heads = layer, c.heads
-        self.qkv = nn.Linear(c.width, 3 * c.heads * c.head_dim, bias=c.qkv_bias)
-        self.out = nn.Linear(c.heads * c.head_dim, c.width, bias=False)
+        self.qkv = Linear(c.width, 3 * c.heads * c.head_dim, bias=c.qkv_bias)
+        self.out = Linear(c.heads * c.head_dim, c.width, bias=False)
 
     def forward(
         self, x: Float[Tensor, "T D"], rotation: StretchedRotation, starts: Sequence[int], cache: Cache | None
@@ -93,11 +93,7 @@ class StretchedAttention(nn.Module):
         q, k = rotation.query(q), rotation(k)
         if cache is None:
             return self.out(attend_packed(q, k, v, starts, causal=True).flatten(1))
-        parts = []
-        for sequence, (a, b) in enumerate(itertools.pairwise(starts)):
-            if a < b:
-                parts.append(attend_cached(q[a:b], *cache.write(self.layer, sequence, k[a:b], v[a:b])))
-        return self.out(torch.cat(parts).flatten(1))
+        return self.out(cache.attend(self.layer, q, k, v, starts).flatten(1))
 
 
 class StretchedDecoder(Decoder):

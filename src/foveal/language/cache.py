@@ -1,11 +1,17 @@
 """Keys and values that a decoder has already computed."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from foveal.core.shapes import Float
+from foveal.nn.attention import attend_cached
+from foveal.nn.native import rows
+
+FEW = 16
+"""New tokens of a sequence up to which the kernel takes each by itself; more are faster as products of matrices."""
 
 Piece = list[tuple[Tensor, ...]]
 """What some tokens left in every layer: each tensor [G, n, K], heads first."""
@@ -27,10 +33,14 @@ class Store:
     def write(self, layer: int, *new: Float[Tensor, "T G _"]) -> tuple[Float[Tensor, "G S _"], ...]:
         """Adds what T new tokens leave behind the `length` that are there; returns each for all tokens, heads first."""
         start, stop = self.length, self.length + len(new[0])
-        tensors = self._room(layer, stop, [(n.shape[1], n.shape[2], n.dtype, n.device) for n in new])
+        tensors = self.room(layer, stop, new)
         for tensor, values in zip(tensors, new, strict=True):
             tensor[:, start:stop] = values.transpose(0, 1)
         return tuple(tensor[:, :stop] for tensor in tensors)
+
+    def room(self, layer: int, stop: int, like: Sequence[Float[Tensor, "T G _"]]) -> tuple[Float[Tensor, "G C _"], ...]:
+        """A layer's tensors with room for `stop` tokens, for somebody who writes there before the next `advance`."""
+        return self._room(layer, stop, [(n.shape[1], n.shape[2], n.dtype, n.device) for n in like])
 
     def cut(self, starts: Sequence[int], size: int) -> list[Piece]:
         """Copies of what `size` tokens from each of `starts` on left. The store is empty then.
@@ -106,6 +116,42 @@ class Cache:
         Returns each for all tokens of the sequence, heads first.
         """
         return self.stores[sequence].write(layer, *new)
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "T H K"],
+        k: Float[Tensor, "T G K"],
+        v: Float[Tensor, "T G L"],
+        starts: Sequence[int],
+    ) -> Float[Tensor, "T H L"]:
+        """Adds keys and values of new tokens, sequences end to end; each token attends to all before it and itself.
+
+        In bfloat16 on a CPU all sequences with few new tokens, as while answers are written, are one call.
+        """
+        spans = list(pairwise(starts))
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        few = [i for i, (a, b) in enumerate(spans) if 0 < b - a <= FEW] if rows.suits(q, k, v) else []
+        chosen = [row for i in few for row in range(*spans[i])]
+        held = [held for i in few for held in self._held(layer, i, spans[i], (k, v))]
+        if held and len(chosen) == len(q):
+            return rows.attend(q, k, v, held)
+        out = q.new_empty(len(q), q.shape[1], v.shape[2])
+        if held:
+            index = torch.tensor(chosen)
+            out[index] = rows.attend(q[index], k[index], v[index], held)
+        for sequence, (a, b) in enumerate(spans):
+            if a < b and sequence not in few:
+                out[a:b] = attend_cached(q[a:b], *self.write(layer, sequence, k[a:b], v[a:b]))
+        return out
+
+    def _held(
+        self, layer: int, sequence: int, span: tuple[int, int], new: Sequence[Float[Tensor, "T G _"]]
+    ) -> list[rows.Held]:
+        """Where the keys and values of a sequence's new tokens go, and what each of them sees."""
+        store, count = self.stores[sequence], span[1] - span[0]
+        keys, values = store.room(layer, store.length + count, new)
+        return [rows.Held(keys, values, store.length + i + 1) for i in range(count)]
 
     def advance(self, lengths: Sequence[int]) -> None:
         """Counts the tokens that every layer has just written, one number a sequence."""

@@ -4,15 +4,15 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from foveal.core.shapes import Float, Int
 from foveal.language.cache import Cache
 from foveal.language.config import DecoderConfig, DecoderSizes
-from foveal.nn.attention import attend_cached, attend_packed
+from foveal.nn.attention import attend_packed
 from foveal.nn.joined import Joint
 from foveal.nn.keep import Keep
+from foveal.nn.linear import Linear, linear
 from foveal.nn.mlp import GatedMLP
 from foveal.nn.norm import RMSNorm
 from foveal.nn.rope import Rotation, text_rotation
@@ -27,10 +27,10 @@ class Attention(nn.Module):
         super().__init__()
         c = config
         self.layer, self.head_dim = layer, c.head_dim
-        self.q = nn.Linear(c.width, c.heads * c.head_dim, bias=c.qkv_bias)
-        self.k = nn.Linear(c.width, c.kv_heads * c.head_dim, bias=c.qkv_bias)
-        self.v = nn.Linear(c.width, c.kv_heads * c.head_dim, bias=c.qkv_bias)
-        self.out = nn.Linear(c.heads * c.head_dim, c.width, bias=False)
+        self.q = Linear(c.width, c.heads * c.head_dim, bias=c.qkv_bias)
+        self.k = Linear(c.width, c.kv_heads * c.head_dim, bias=c.qkv_bias)
+        self.v = Linear(c.width, c.kv_heads * c.head_dim, bias=c.qkv_bias)
+        self.out = Linear(c.heads * c.head_dim, c.width, bias=False)
         self.qkv: Joint | None = None  # takes the place of q, k and v in inference
 
     def project(
@@ -48,11 +48,7 @@ class Attention(nn.Module):
         q, k = rotation(q), rotation(k)
         if cache is None:
             return self.out(attend_packed(q, k, v, starts, causal=True).flatten(1))
-        parts = []
-        for sequence, (a, b) in enumerate(itertools.pairwise(starts)):
-            if a < b:
-                parts.append(attend_cached(q[a:b], *cache.write(self.layer, sequence, k[a:b], v[a:b])))
-        return self.out(torch.cat(parts).flatten(1))
+        return self.out(cache.attend(self.layer, q, k, v, starts).flatten(1))
 
 
 class NormedAttention(Attention):
@@ -124,7 +120,7 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding(config.vocab, config.width)
         self.layers = nn.ModuleList(DecoderLayer(config, i, attention, mlp) for i in range(config.depth))
         self.norm = RMSNorm(config.width, config.eps)
-        self.head = None if config.tied else nn.Linear(config.width, config.vocab, bias=False)
+        self.head = None if config.tied else Linear(config.width, config.vocab, bias=False)
         self.tied_head: nn.Module | None = None  # a head of its own form with the embedding's values, for inference
 
     def forward(
@@ -160,7 +156,7 @@ class Decoder(nn.Module):
     def logits(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T V"]:
         """Scores of every vocabulary entry as the next token."""
         head = self.head if self.tied_head is None else self.tied_head
-        return hidden @ self.embed.weight.T if head is None else head(hidden)
+        return linear(hidden, self.embed.weight) if head is None else head(hidden)
 
     def new_cache(self, sequences: int, *, capacity: int = 64) -> Cache:
         """An empty cache with room for `capacity` tokens a sequence before it grows."""

@@ -19,6 +19,7 @@ from foveal.core.shapes import Float, Int
 from foveal.language.cache import Cache
 from foveal.language.expert_config import ExpertDecoderConfig
 from foveal.nn.attention import attend_cached, attend_packed
+from foveal.nn.linear import Linear
 from foveal.nn.norm import RMSNorm
 from foveal.nn.rope import Rotation, frequencies
 from foveal.nn.yarn import yarn_frequencies
@@ -40,15 +41,15 @@ class LatentAttention(nn.Module):
         self.layer, self.heads, self.scale = layer, config.heads, config.scale
         d, queries = config.width, config.heads * config.head_dim
         if s.query_latent is None:
-            self.q = nn.Linear(d, queries, bias=False)
+            self.q = Linear(d, queries, bias=False)
         else:
-            self.q_down = nn.Linear(d, s.query_latent, bias=False)
+            self.q_down = Linear(d, s.query_latent, bias=False)
             self.q_norm = RMSNorm(s.query_latent, LATENT_EPS)
-            self.q_up = nn.Linear(s.query_latent, queries, bias=False)
-        self.kv_down = nn.Linear(d, s.latent + s.rotary, bias=False)
+            self.q_up = Linear(s.query_latent, queries, bias=False)
+        self.kv_down = Linear(d, s.latent + s.rotary, bias=False)
         self.kv_norm = RMSNorm(s.latent, LATENT_EPS)
-        self.kv_up = nn.Linear(s.latent, config.heads * (s.plain + s.value), bias=False)
-        self.out = nn.Linear(config.heads * s.value, d, bias=False)
+        self.kv_up = Linear(s.latent, config.heads * (s.plain + s.value), bias=False)
+        self.out = Linear(config.heads * s.value, d, bias=False)
 
     def forward(
         self, x: Float[Tensor, "T D"], rotation: Rotation, starts: Sequence[int], cache: Cache | None

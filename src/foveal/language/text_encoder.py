@@ -18,6 +18,7 @@ from foveal.core.shapes import Float, Int64
 from foveal.language.text_config import TextConfig
 from foveal.nn.attention import attend_packed
 from foveal.nn.keep import Keep
+from foveal.nn.linear import Linear
 from foveal.nn.mlp import MLP, Activation, quick_gelu
 from foveal.nn.norm import LayerNorm
 
@@ -34,8 +35,8 @@ class TextAttention(nn.Module):
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
         self.heads, self.causal = heads, causal
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Float[Tensor, "T D"], starts: Sequence[int]) -> Float[Tensor, "T D"]:
         q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
@@ -68,7 +69,7 @@ class TextEncoder(nn.Module):
         self.positions = nn.Parameter(torch.empty(c.context, c.width))
         self.layers = nn.ModuleList(TextLayer(c) for _ in range(c.depth))
         self.norm = LayerNorm(c.width, c.eps)
-        self.head = nn.Linear(c.width, c.embed, bias=c.head_bias)
+        self.head = Linear(c.width, c.embed, bias=c.head_bias)
         nn.init.normal_(self.embed.weight, std=0.02)  # CLIP's own start
         nn.init.normal_(self.positions, std=0.01)
 

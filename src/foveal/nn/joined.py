@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.nn.linear import Linear
 from foveal.nn.lora import LoraLayer, LoraLinear, LoraPart, as_adapted
 
 
@@ -37,7 +38,7 @@ def joinable(owner: nn.Module) -> Iterator[tuple[str, tuple[str, ...]]]:
     joins: Mapping[str, tuple[str, ...]] = getattr(owner, "joins", {})
     for name, parts in joins.items():
         layers = [owner._modules.get(part) for part in parts]
-        if all(type(layer) in (nn.Linear, LoraLinear) for layer in layers):
+        if all(type(layer) in (Linear, LoraLinear) for layer in layers):
             biases: set[bool] = {layer.bias is None for layer in layers}  # type: ignore[union-attr]
             if len(biases) == 1:
                 yield name, parts
@@ -90,7 +91,7 @@ def apart(owner: nn.Module, name: str) -> None:
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     with torch.device("meta"):
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        layer = Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]
     return layer

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from foveal.core.errors import ConfigError, WeightsError
 from foveal.core.shapes import Float
+from foveal.nn.linear import Linear, linear
 
 
 class LoraPart(nn.Module):
@@ -116,10 +117,10 @@ def _with_updates(parts: Iterable[LoraPart], x: Tensor, plain: Tensor) -> Tensor
     return plain
 
 
-class LoraLinear(LoraLayer, nn.Linear):
+class LoraLinear(LoraLayer, Linear):
     """A linear layer with updates."""
 
-    plain = nn.Linear
+    plain = Linear
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -127,12 +128,12 @@ class LoraLinear(LoraLayer, nn.Linear):
         return self.frozen if self.merged else self.into(self.frozen)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        return self.updated(x, F.linear(x, self.frozen, self.bias))
+        return self.updated(x, linear(x, self.frozen, self.bias))
 
     def without(self) -> nn.Linear:
         """A plain layer with the same weight (the updates in it while merged)."""
         with torch.device("meta"):
-            layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
+            layer = Linear(self.in_features, self.out_features, bias=self.bias is not None)
         layer.weight, layer.bias = nn.Parameter(self.frozen, requires_grad=False), self.bias
         return layer.train(self.training)
 
@@ -186,7 +187,7 @@ class LoraEmbedding(LoraLayer, nn.Embedding):
         return plain
 
 
-_ADAPTED: dict[type[nn.Module], type[LoraLayer]] = {nn.Linear: LoraLinear, nn.Embedding: LoraEmbedding}
+_ADAPTED: dict[type[nn.Module], type[LoraLayer]] = {Linear: LoraLinear, nn.Embedding: LoraEmbedding}
 
 
 def register(plain: type[nn.Module], adapted: type[LoraLayer]) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.core.shapes import Float
+from foveal.nn.linear import Linear
 from foveal.nn.packed import PackedLinear, by_rows, silu_times
 
 Activation = Callable[[Tensor], Tensor]
@@ -23,8 +24,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, mlp_width: int, activation: Activation) -> None:
         super().__init__()
-        self.up = nn.Linear(width, mlp_width)
-        self.down = nn.Linear(mlp_width, width)
+        self.up = Linear(width, mlp_width)
+        self.down = Linear(mlp_width, width)
         self.activation = activation
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
@@ -39,9 +40,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, width: int, mlp_width: int, *, bias: bool = False) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, mlp_width, bias=bias)
-        self.up = nn.Linear(width, mlp_width, bias=bias)
-        self.down = nn.Linear(mlp_width, width, bias=bias)
+        self.gate = Linear(width, mlp_width, bias=bias)
+        self.up = Linear(width, mlp_width, bias=bias)
+        self.down = Linear(mlp_width, width, bias=bias)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         return by_rows(self._rows, x) if isinstance(self.up, PackedLinear) else self._rows(x)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from foveal.core.errors import ConfigError
 from foveal.core.shapes import Float
+from foveal.nn.linear import Linear
+from foveal.nn.native import rows
 
 ROWS = 1024
 """Rows that several packed layers take together before the next rows come. Products are as fast with 256 rows as with
@@ -22,7 +24,7 @@ ROWS = 1024
 def packs(layer: nn.Module) -> bool:
     """Whether a layer is a plain linear one that can be packed here."""
     return (
-        type(layer) is nn.Linear
+        type(layer) is Linear
         and layer.weight.device.type == "cpu"
         and layer.weight.dtype == torch.bfloat16
         and torch._C._has_mkldnn
@@ -56,7 +58,7 @@ class PackedLinear(nn.Module):
     def unpacked(self) -> nn.Linear:
         """The layer that was packed, with exactly its values."""
         with torch.device("meta"):
-            layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
+            layer = Linear(self.in_features, self.out_features, bias=self.bias is not None)
         layer.weight = nn.Parameter(self.packed.to_dense(), requires_grad=False)
         layer.bias = self.bias
         return layer.train(self.training)
@@ -85,4 +87,7 @@ def silu_times(gate: nn.Module, up: nn.Module, x: Float[Tensor, "*B I"]) -> Floa
     """silu(gate x) * (up x), in two passes over memory instead of four where both are packed."""
     if isinstance(gate, PackedLinear) and isinstance(up, PackedLinear):
         return up.times(x, gate.silu(x))
-    return F.silu(gate(x)) * up(x)
+    opened, value = gate(x), up(x)
+    if rows.suits(opened, value):
+        return rows.gate(opened, value)
+    return F.silu(opened) * value

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from foveal.core.shapes import Float, Int
+from foveal.nn.native import rows
 
 # torch's cosine and sine on a CPU are Intel MKL's, which chooses its code at the first call. When two threads make
 # that first call together, one of them computes with a coarser code: wrong by up to 1.5e-4, in 6 of 60 fresh
@@ -41,6 +42,8 @@ class Rotation:
         """Rotates queries or keys; computed in the rotation's type, returned in that of `x`."""
         if x.requires_grad:
             return _Turn.apply(x, self.cos, self.signed)  # type: ignore[no-untyped-call]
+        if rows.suits(x, self.cos, self.sin):
+            return rows.rotate(x, self.cos, self.sin)
         low, high = x.to(self.cos.dtype).chunk(2, dim=-1)
         cos, sin = self.cos.chunk(2, dim=-1)[0], self.sin.chunk(2, dim=-1)[0]
         return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.core.errors import ConfigError, WeightsError, neighbours
+from foveal.nn.linear import Linear
 from foveal.nn.lora import LoraLayer, register
 from foveal.train.lora import chosen
 
@@ -71,7 +72,7 @@ def quantize(
     names = chosen(dict(layers), tuple(targets))
     before = size_bytes(network)
     for name in names:
-        if type(layers[name]) is not nn.Linear:
+        if type(layers[name]) is not Linear:
             raise ConfigError(f"{name} is a {type(layers[name]).__name__}; quantize before updates are applied.")
     for name in names:
         layer: Any = layers[name]

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from foveal.core.shapes import Float, Int64
 from foveal.nn.keep import Keep
+from foveal.nn.linear import Linear
 from foveal.vision.plain import PlainTower
 from foveal.vision.vit import frame_starts
 
@@ -16,7 +17,7 @@ class ClassTokenTower(nn.Module):
     def __init__(self, tower: PlainTower, embed: int) -> None:
         super().__init__()
         self.tower = tower
-        self.head = nn.Linear(tower.config.width, embed, bias=False)
+        self.head = Linear(tower.config.width, embed, bias=False)
 
     def forward(
         self, patches: Float[Tensor, "P C"], grids: Int64[np.ndarray, "N 3"], keep: Keep | None = None

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from foveal.core.shapes import Float, Int64
 from foveal.nn.keep import Keep
+from foveal.nn.linear import Linear
 from foveal.vision.config import PlainConfig
 from foveal.vision.plain import PlainTower
 
@@ -20,8 +21,8 @@ class ImageClassifier(nn.Module):
     def __init__(self, config: PlainConfig, labels: int, *, pooler: bool = False) -> None:
         super().__init__()
         self.vision = PlainTower(config)
-        self.pooler = nn.Linear(config.width, config.width) if pooler else None
-        self.head = nn.Linear(config.width, labels) if labels else None
+        self.pooler = Linear(config.width, config.width) if pooler else None
+        self.head = Linear(config.width, labels) if labels else None
 
     def forward(
         self, patches: Float[Tensor, "P C"], grids: Int64[np.ndarray, "N 3"], keep: Keep | None = None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from foveal.core.shapes import Float, Int64
 from foveal.nn.embed import resized_positions
 from foveal.nn.keep import Keep
+from foveal.nn.linear import linear
 from foveal.nn.mlp import MLP, Activation, quick_gelu
 from foveal.nn.norm import LayerNorm
 from foveal.vision.config import PlainConfig
@@ -38,7 +39,7 @@ class FlatPatchEmbed(nn.Module):
         nn.init.normal_(self.weight, std=c.patch_values**-0.5)
 
     def forward(self, patches: Float[Tensor, "P C"]) -> Float[Tensor, "P D"]:
-        return F.linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+        return linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
 
 
 class PlainTower(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from foveal.core.errors import InputError
 from foveal.core.shapes import Float, Int64
 from foveal.nn.keep import Keep
+from foveal.nn.linear import Linear, linear
 from foveal.nn.mlp import MLP, Activation
 from foveal.nn.norm import LayerNorm
 from foveal.vision.config import PlainConfig
@@ -32,8 +33,8 @@ class ProbePool(nn.Module):
         super().__init__()
         self.heads = heads
         self.probe = nn.Parameter(torch.zeros(1, 1, width))
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         self.norm = LayerNorm(width, eps)
         self.mlp = MLP(width, mlp_width, activation)
         nn.init.normal_(self.probe, std=width**-0.5)
@@ -45,8 +46,8 @@ class ProbePool(nn.Module):
         """
         width = x.shape[1]
         weight, bias = self.qkv.weight, self.qkv.bias
-        q = F.linear(self.probe[0], weight[:width], bias[:width]).view(1, self.heads, 1, -1)
-        k, v = F.linear(x, weight[width:], bias[width:]).view(len(x), 2, self.heads, width // self.heads).unbind(1)
+        q = linear(self.probe[0], weight[:width], bias[:width]).view(1, self.heads, 1, -1)
+        k, v = linear(x, weight[width:], bias[width:]).view(len(x), 2, self.heads, width // self.heads).unbind(1)
         parts, index = [], 0
         lengths = [stop - start for start, stop in itertools.pairwise(starts)]
         while index < len(lengths):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from foveal.core.errors import InputError
 from foveal.core.shapes import Float, Int64
 from foveal.nn.keep import Keep
+from foveal.nn.linear import Linear
 from foveal.vision.resnet_config import EXPANSION, ResNetConfig
 
 
@@ -97,8 +98,8 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.heads = heads
         self.positions = nn.Parameter(torch.empty(side**2 + 1, width))
-        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
-        self.out = nn.Linear(width, embed)
+        self.q, self.k, self.v = (Linear(width, width) for _ in range(3))
+        self.out = Linear(width, embed)
         nn.init.normal_(self.positions, std=width**-0.5)
 
     def forward(self, x: Float[Tensor, "N S D"]) -> Float[Tensor, "N E"]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from foveal.core.shapes import Float
 from foveal.nn.keep import Keep
+from foveal.nn.linear import Linear
 from foveal.nn.mlp import MLP
 from foveal.nn.norm import LayerNorm
 from foveal.nn.rope import Rotation
@@ -32,8 +33,8 @@ class SamAttention(nn.Module):
         super().__init__()
         self.heads, self.side, self.window = heads, side, window
         self.span = window or side
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         self.rows = nn.Parameter(torch.zeros(2 * self.span - 1, width // heads))
         self.columns = nn.Parameter(torch.zeros(2 * self.span - 1, width // heads))
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from foveal.nn.linear import Linear
 from foveal.nn.mlp import MLP
 from foveal.nn.norm import LayerNorm
 from foveal.vision.config import PlainConfig
@@ -23,9 +24,9 @@ class IdlePool(nn.Module):
         super().__init__()
         d = config.width
         self.latent = nn.Parameter(torch.zeros(d))
-        self.q = nn.Linear(d, d)
-        self.kv = nn.Linear(d, 2 * d)
-        self.out = nn.Linear(d, d)
+        self.q = Linear(d, d)
+        self.kv = Linear(d, 2 * d)
+        self.out = Linear(d, d)
         self.norm = LayerNorm(d, config.eps)
         self.mlp = MLP(d, config.mlp_width, partial(F.gelu, approximate="tanh"))
         nn.init.normal_(self.latent, std=d**-0.5)

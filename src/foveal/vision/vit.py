@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.core.shapes import Float, Int64
 from foveal.nn.attention import attend_packed
 from foveal.nn.keep import Keep
+from foveal.nn.linear import Linear, linear
 from foveal.nn.mlp import MLP, quick_gelu
 from foveal.nn.norm import LayerNorm
 from foveal.nn.packed import ROWS, PackedLinear
@@ -32,7 +32,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, patches: Float[Tensor, "P C"]) -> Float[Tensor, "P D"]:
         weight = self.weight.flatten(1)
-        return F.linear(patches.to(weight.dtype), weight, self.bias)
+        return linear(patches.to(weight.dtype), weight, self.bias)
 
 
 class VisionAttention(nn.Module):
@@ -41,8 +41,8 @@ class VisionAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def forward(
         self, x: Float[Tensor, "P D"], rotation: Rotation | None, starts: Sequence[int]

@@ -7,7 +7,10 @@ import pytest
 
 from foveal.nn.native import build
 
-able = build.processor_flags() is not None and build.processor_flags() >= build.NEEDED
+KERNELS = [build.QUANTIZED, build.DENSE]
+NEEDED = build.QUANTIZED.needed | build.DENSE.needed
+able = build.processor_flags() is not None and build.processor_flags() >= NEEDED
+kernels = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 
 
 @pytest.fixture
@@ -21,13 +24,14 @@ def fresh(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(not able or shutil.which("g++") is None, reason="no compiler or another processor")
-def test_it_is_compiled_once(fresh):
-    assert build.library() is not None
+@kernels
+def test_it_is_compiled_once(fresh, kernel):
+    assert build.library(kernel) is not None
     (made,) = build.cache_folder().iterdir()
     assert made.suffix == ".so"
     before = made.stat().st_mtime_ns
     build.library.cache_clear()
-    assert build.library() is not None
+    assert build.library(kernel) is not None
     assert made.stat().st_mtime_ns == before
 
 
@@ -43,8 +47,8 @@ def test_without_a_compiler_one_line_says_so(fresh, monkeypatch, caplog, compile
         (fresh / "bin" / "g++").write_text(compiler)
         (fresh / "bin" / "g++").chmod(0o755)
     with caplog.at_level(logging.WARNING):
-        assert build.library() is None
-        assert build.library() is None
+        assert build.library(build.DENSE) is None
+        assert build.library(build.DENSE) is None
     (line,) = caplog.messages
     assert reason in line and "torch's operators" in line
 
@@ -54,17 +58,17 @@ def test_a_folder_that_others_may_write_is_refused(fresh, caplog):
     folder = build.cache_folder()
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    assert build.library() is None
+    assert build.library(build.DENSE) is None
     assert "somebody else" in caplog.text
 
 
 def test_it_can_be_switched_off(fresh, monkeypatch):
     monkeypatch.setenv(build.SWITCH, "0")
-    assert build.library() is None
+    assert build.library(build.DENSE) is None
     assert not build.cache_folder().exists()
 
 
 def test_other_processors_do_without(fresh, monkeypatch, caplog):
     monkeypatch.setattr(build, "processor_flags", lambda: frozenset({"avx2"}))
-    assert build.library() is None
+    assert build.library(build.DENSE) is None
     assert not caplog.records

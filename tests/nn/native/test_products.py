@@ -6,11 +6,11 @@ import pickle
 import pytest
 import torch
 
-from foveal.nn.native.build import library
+from foveal.nn.native.build import QUANTIZED, library
 from foveal.nn.native.products import TYPES, Product, by_block, input_step, lines, unblocked, unlined
 from foveal.nn.quantized import Codes, product
 
-native = pytest.mark.skipif(library() is None, reason="this machine cannot build or run the kernel")
+native = pytest.mark.skipif(library(QUANTIZED) is None, reason="this machine cannot build or run the kernel")
 SHAPES = ((64, 128, 32), (200, 256, 128), (96, 1536, 1536), (130, 704, 704), (64, 320, 64))
 
 

@@ -1,7 +1,7 @@
 """Compiles and opens the C++ beside this file, once a machine.
 
-The library lies in the user's cache folder under a name that depends on source, compiler, flags and processor. It has
-no OpenMP of its own: it finds the one that torch has loaded, so that both share their threads.
+A library lies in the user's cache folder under a name that depends on source, compiler, flags and processor. It has no
+OpenMP of its own: it finds the one that torch has loaded, so that both share their threads.
 """
 
 import ctypes
@@ -12,15 +12,30 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-SOURCE = "quantized.cpp"
-NEEDED = frozenset(("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"))
-"""What the processor has to know, as Linux calls it."""
+HEADERS = ("bfloat.h", "tiles.h")
+AVX512 = frozenset(("avx512f", "avx512bw", "avx512dq", "avx512vl"))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One library: `name`.cpp, what the processor has to know for it (as Linux calls it), and what runs without it."""
+
+    name: str
+    needed: frozenset[str]
+    otherwise: str
+
+
+QUANTIZED = Kernel("quantized", AVX512 | {"avx512_vnni"}, "quantized layers run on torch's operators")
+DENSE = Kernel("dense", AVX512 | {"avx512_bf16"}, "bfloat16 layers run on torch's operators")
+ROWS = Kernel("rows", AVX512 | {"avx512_bf16"}, "what lies between bfloat16 layers runs on torch's operators")
+
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-fPIC", "-std=c++17")
 COMPILE_SECONDS = 120
 SWITCH = "FOVEAL_NATIVE"
@@ -28,19 +43,19 @@ SWITCH = "FOVEAL_NATIVE"
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def library(kernel: Kernel) -> ctypes.CDLL | None:
     """The library, compiled if need be; None, with one line in the log, where it cannot be had."""
     if os.environ.get(SWITCH) == "0":
         return None
     flags = processor_flags()
-    if flags is None or not flags >= NEEDED:
-        log.info("no own kernels for this processor; quantized layers run on torch's operators.")
+    if flags is None or not flags >= kernel.needed:
+        log.info("no own kernels for this processor; %s.", kernel.otherwise)
         return None
     try:
-        return _declared(ctypes.CDLL(str(_compiled(flags)), mode=os.RTLD_NOW | os.RTLD_LOCAL))
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        return ctypes.CDLL(str(_compiled(kernel, flags)), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+    except (OSError, subprocess.SubprocessError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        log.warning("own kernels cannot be built (%s); quantized layers run on torch's operators, more slowly.", reason)
+        log.warning("own kernels cannot be built (%s); %s, more slowly.", reason, kernel.otherwise)
         return None
 
 
@@ -68,20 +83,22 @@ def _compiler() -> str:
     raise OSError("no C++ compiler was found")
 
 
-def _compiled(flags: frozenset[str]) -> Path:
+def _compiled(kernel: Kernel, flags: frozenset[str]) -> Path:
     """The library's file; compiled now where the cache has none."""
-    source = (resources.files("foveal.nn.native") / SOURCE).read_bytes()
-    recipe = repr((os.environ.get("CXX"), FLAGS, sorted(flags))).encode()
-    file = cache_folder() / f"quantized-{hashlib.sha256(source + recipe).hexdigest()[:24]}.so"
+    source = f"{kernel.name}.cpp"
+    texts = {name: (resources.files("foveal.nn.native") / name).read_bytes() for name in (source, *HEADERS)}
+    recipe = repr((texts, os.environ.get("CXX"), FLAGS, sorted(flags))).encode()
+    file = cache_folder() / f"{kernel.name}-{hashlib.sha256(recipe).hexdigest()[:24]}.so"
     _own_folder(file.parent)
     if file.exists():
         return file
     compiler = _compiler()
-    with tempfile.TemporaryDirectory(dir=file.parent) as name:
-        stage = Path(name)
-        (stage / SOURCE).write_bytes(source)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        stage = Path(folder)
+        for name, text in texts.items():
+            (stage / name).write_bytes(text)
         # Linked without -fopenmp: the symbols of the OpenMP that torch brought are found when the file is opened.
-        _run([compiler, *FLAGS, "-w", "-c", SOURCE, "-o", "code.o"], stage)
+        _run([compiler, *FLAGS, "-w", "-c", source, "-o", "code.o"], stage)
         _run([compiler, "-shared", "code.o", "-o", "code.so"], stage)
         (stage / "code.so").replace(file)
     return file
@@ -108,13 +125,3 @@ def _run(command: list[str], folder: Path) -> None:
     if done.returncode:
         first = (done.stderr.strip().splitlines() or ["no message"])[0]
         raise OSError(f"{Path(command[0]).name} failed: {first}")
-
-
-def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    """The library with the types of its functions."""
-    address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    library.foveal_amx.argtypes, library.foveal_amx.restype = [], number
-    library.foveal_room.argtypes, library.foveal_room.restype = [address, size], size
-    library.foveal_linear.argtypes = [address, address, address, size, number, size, address]
-    library.foveal_linear.restype = None
-    return library

@@ -7,13 +7,14 @@ in its low half. Rows are filled up with zeros to a whole block. Scales and zero
 
 import ctypes
 import threading
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.nn.native.build import library
+from foveal.nn.native.build import QUANTIZED, library
 
 ROWS = 64
 STEPS = (128, 64, 32)
@@ -71,6 +72,18 @@ class _Weight(ctypes.Structure):
     )
 
 
+@cache
+def _functions() -> ctypes.CDLL | None:
+    """The library with the types of its functions; None where there is none."""
+    found = library(QUANTIZED)
+    if found is not None:
+        address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+        found.foveal_room.argtypes, found.foveal_room.restype = [address, size], size
+        found.foveal_linear.argtypes = [address, address, address, size, number, size, address]
+        found.foveal_linear.restype = None
+    return found
+
+
 class _Room(threading.local):
     """Working space of a thread; it only grows."""
 
@@ -100,7 +113,7 @@ class Product:
         columns: int,
         bits: int,
     ) -> None:
-        found, group = library(), columns // scales.shape[1]
+        found, group = _functions(), columns // scales.shape[1]
         step = input_step(group)
         if found is None or step is None:
             raise ValueError("the kernel cannot compute this weight; ask `computes` first")
@@ -140,4 +153,4 @@ class Product:
 
 def computes(scales: Tensor, columns: int) -> bool:
     """Whether the compiled kernel is there and can compute a weight with these scales [*, G, *] or [O, G]."""
-    return scales.device.type == "cpu" and scales.dtype in TYPES and columns % 8 == 0 and library() is not None
+    return scales.device.type == "cpu" and scales.dtype in TYPES and columns % 8 == 0 and _functions() is not None

@@ -19,10 +19,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(__AMX_INT8__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+#include "tiles.h"
 
 namespace {
 
@@ -194,17 +191,6 @@ void rows_vnni(const Weight& w, const Inputs& in, int64_t rows, int64_t block, v
 }
 
 #if defined(__AMX_INT8__)
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t bytes[16] = {};
-    uint8_t rows[16] = {};
-};
-
-bool amx_allowed() {
-    static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, tile data
-    return allowed;
-}
-
 // Tiles 0 to 3 hold sums, 4 and 5 have rows of x, 6 and 7 have lines of w.
 void amx_begin(int step) {
     TileConfig config;
@@ -212,7 +198,7 @@ void amx_begin(int step) {
     for (int t = 0; t < 8; ++t) config.bytes[t] = 64, config.rows[t] = 16;
     for (int t = 4; t < 6; ++t) config.bytes[t] = static_cast<uint16_t>(columns);
     for (int t = 6; t < 8; ++t) config.rows[t] = static_cast<uint8_t>(columns / 4);
-    _tile_loadconfig(&config);
+    config.load();
 }
 
 // Codes of the columns of one block from `first` on as bytes, in the layout of 8-bit ones. Where all zeros are alike they
@@ -332,15 +318,6 @@ void rows_amx(const Weight& w, const Inputs& in, int64_t rows, int64_t block, ui
 
 extern "C" {
 
-// Whether AMX is there and may be used.
-int foveal_amx() {
-#if defined(__AMX_INT8__)
-    return amx_allowed();
-#else
-    return 0;
-#endif
-}
-
 // Bytes of working space that `foveal_linear` wants for so many rows.
 int64_t foveal_room(const Weight* w, int64_t rows) {
     const int64_t padded = (rows + kTile - 1) / kTile * kTile;
@@ -358,7 +335,7 @@ void foveal_linear(const Weight* weight, const void* x, void* y, int64_t rows, i
     in.sums = reinterpret_cast<int32_t*>(in.scales + padded * steps);
     const int64_t blocks = (w.rows + kRows - 1) / kRows;
 #if defined(__AMX_INT8__)
-    const bool tiles = rows >= amx && (w.step % 64 == 0 || w.step == 32) && amx_allowed();
+    const bool tiles = rows >= amx && (w.step % 64 == 0 || w.step == 32) && tiles_allowed();
     uint8_t* const spare = room + (padded * w.columns + padded * steps * 8 + 127) / 64 * 64;
 #else
     const bool tiles = false;

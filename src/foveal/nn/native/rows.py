@@ -1,0 +1,142 @@
+"""What lies between linear layers in inference in bfloat16 on a CPU, by the compiled kernel: one call each, not many.
+
+Every function takes contiguous tensors that `suits` accepts. A row's result is the same bits whatever comes with it.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foveal.core.shapes import Float
+from foveal.nn.native.build import ROWS, library
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        ("q", ctypes.c_void_p),
+        ("new_k", ctypes.c_void_p),
+        ("new_v", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("seen", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("groups", ctypes.c_int64),
+        ("size", ctypes.c_int64),
+        ("value_size", ctypes.c_int64),
+        ("value_row", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+    )
+
+
+@cache
+def _functions() -> ctypes.CDLL | None:
+    found = library(ROWS)
+    if found is not None:
+        address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+        found.foveal_rms_norm.argtypes = [address, address, address, size, size, number]
+        found.foveal_gate.argtypes = [address, address, address, size]
+        found.foveal_rotate.argtypes = [address, address, address, address, size, size, size]
+        for name in ("foveal_rms_norm", "foveal_gate", "foveal_rotate"):
+            getattr(found, name).restype = None
+        found.foveal_attend.argtypes, found.foveal_attend.restype = [ctypes.POINTER(_Attention)], ctypes.c_int
+    return found
+
+
+def suits(*tensors: Tensor) -> bool:
+    """Whether the kernel is there and may compute with these: real, bfloat16, contiguous, on a CPU, no gradients."""
+    grad = torch.is_grad_enabled()
+    for tensor in tensors:
+        if (
+            tensor.dtype != torch.bfloat16
+            or type(tensor) not in _PLAIN  # stand-ins of tracers have no memory
+            or not tensor.is_cpu
+            or not tensor.is_contiguous()
+            or (grad and tensor.requires_grad)
+        ):
+            return False
+    return _functions() is not None and not torch.compiler.is_compiling()
+
+
+def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float) -> Float[Tensor, "*B D"]:
+    """x / sqrt(mean(x^2) + eps) * weight, rounded once."""
+    out = torch.empty_like(x)
+    width = weight.shape[0]
+    _must().foveal_rms_norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps)
+    return out
+
+
+def gate(gate: Float[Tensor, "*B D"], up: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+    """silu(gate) * up, written over `gate`."""
+    _must().foveal_gate(gate.data_ptr(), up.data_ptr(), gate.data_ptr(), gate.numel())
+    return gate
+
+
+def rotate(
+    x: Float[Tensor, "T H K"], cos: Float[Tensor, "T 1 K"], sin: Float[Tensor, "T 1 K"]
+) -> Float[Tensor, "T H K"]:
+    """The halves of every head turned, each product and sum rounded as torch's operators round them."""
+    out = torch.empty_like(x)
+    _must().foveal_rotate(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(), *x.shape)
+    return out
+
+
+@dataclass(frozen=True)
+class Held:
+    """Where the keys [G, S, K] and values [G, S, L] of a sequence lie, with one new token in its place: S are seen."""
+
+    keys: Float[Tensor, "G S K"]
+    values: Float[Tensor, "G S L"]
+    seen: int
+
+
+def attend(
+    q: Float[Tensor, "T H K"],
+    new_k: Float[Tensor, "T G K"] | None,
+    new_v: Float[Tensor, "T G L"] | None,
+    held: Sequence[Held],
+    *,
+    scale: float | None = None,
+) -> Float[Tensor, "T H L"]:
+    """Each row attends to the first `seen` tokens of what is held for it, of which the last gets its new key and value.
+
+    Where there are no new ones the tensors have them already. All rows are one call; keys of one row are added up in
+    one order, 256 at a time.
+    """
+    first = held[0]
+    rows, heads, size = q.shape
+    groups, value_size = first.keys.shape[0], first.values.shape[2]
+    table = np.array(
+        [(h.keys.data_ptr(), h.values.data_ptr(), h.keys.stride(0), h.values.stride(0), h.seen) for h in held], np.int64
+    )
+    out = q.new_empty(rows, heads, value_size)
+    call = _Attention(
+        q=q.data_ptr(),
+        new_k=None if new_k is None else new_k.data_ptr(),
+        new_v=None if new_v is None else new_v.data_ptr(),
+        out=out.data_ptr(),
+        seen=table.ctypes.data,
+        rows=rows,
+        heads=heads,
+        groups=groups,
+        size=size,
+        value_size=value_size,
+        value_row=first.values.stride(1),
+        scale=size**-0.5 if scale is None else scale,
+    )
+    if _must().foveal_attend(ctypes.byref(call)):
+        raise MemoryError(f"no memory for attention of {rows} tokens")
+    return out
+
+
+def _must() -> ctypes.CDLL:
+    functions = _functions()
+    if functions is None:
+        raise RuntimeError("the kernel is not there; ask `suits` first")
+    return functions
