@@ -17,6 +17,7 @@ using bf::lanes16, bf::load, bf::parts, bf::Room, bf::rounded, bf::store, bf::up
 
 constexpr int64_t kSmall = 1 << 15;  // values that one thread passes through before two can meet
 constexpr int64_t kChunk = 256;      // keys that a thread takes at a time
+constexpr int64_t kAsked = 16;       // values that are asked for at a time
 
 int threads_for(int64_t values) { return values < kSmall ? 1 : omp_get_max_threads(); }
 
@@ -155,9 +156,16 @@ void attend_part(const Attention& a, int64_t row, int64_t group, int64_t chunk, 
     for (int64_t h = 0; h < heads; ++h)
         for (int64_t d = 0; d < a.size; d += 16)
             _mm512_store_ps(q + h * wide + d, _mm512_mul_ps(_mm512_set1_ps(a.scale), load(a.q + ((row * a.heads + group * heads + h) * a.size + d), lanes16(a.size - d))));
-    scores_of(q, seen.keys + group * seen.key_group + from * a.size, a.size, count, heads, scores);
-    for (int64_t h = 0; h < heads; ++h) part.total[h] = exponentials(scores + h * 4, count, heads, part.most + h);
     const uint16_t* const values = seen.values + group * seen.value_group + from * a.value_row;
+    for (int64_t j = 0; j < count; j += kAsked) {
+        const int64_t some = std::min(kAsked, count - j);
+        // Values are read column by column, which no processor foresees: they are asked for while keys are read.
+        for (int64_t i = 0; i < some; ++i)
+            for (int64_t d = 0; d < a.value_size; d += 32)
+                _mm_prefetch(reinterpret_cast<const char*>(values + (j + i) * a.value_row + d), _MM_HINT_T1);
+        scores_of(q, seen.keys + group * seen.key_group + (from + j) * a.size, a.size, some, heads, scores + j * heads);
+    }
+    for (int64_t h = 0; h < heads; ++h) part.total[h] = exponentials(scores + h * 4, count, heads, part.most + h);
     int64_t h = 0;
     for (; h + 8 <= heads; h += 8) weigh<8>(a, values, count, scores, heads, h, part.values);
     if (heads - h >= 6) weigh<6>(a, values, count, scores, heads, h, part.values), h += 6;
