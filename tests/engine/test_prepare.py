@@ -17,6 +17,7 @@ from foveal.families.vlm import VLM
 from foveal.nn import packed as packed_layers
 from foveal.nn.joined import Joint
 from foveal.nn.lora import adapted
+from foveal.nn.native import dense
 from foveal.nn.packed import PackedLinear, packs
 from foveal.vision import vit
 from tests.helpers import peft
@@ -258,7 +259,13 @@ def test_a_prepared_network_has_no_state_to_save():
         network.state_dict()
 
 
-def test_a_loaded_model_prepares_itself_and_saves_what_it_loaded(tmp_path):
+@pytest.fixture
+def no_tiles(monkeypatch):
+    """A processor for which the own kernel is not the fastest as it is."""
+    monkeypatch.setattr(dense, "way", lambda: None)
+
+
+def test_a_loaded_model_prepares_itself_and_saves_what_it_loaded(tmp_path, no_tiles):
     model = foveal.load(device="cpu", prepare=True)
     before = values(model.network)
     question = [{"role": "user", "content": "What is a crown?"}]
@@ -274,5 +281,10 @@ def test_a_loaded_model_prepares_itself_and_saves_what_it_loaded(tmp_path):
     assert after.keys() == before.keys() and all(torch.equal(t, before[n]) for n, t in after.items())
 
 
-def test_other_types_are_left_alone():
+def test_with_tiles_weights_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr(dense, "way", lambda: dense.TILES)
+    assert not foveal.load(device="cpu", prepare=True).network.language._forward_pre_hooks
+
+
+def test_other_types_are_left_alone(no_tiles):
     assert not foveal.load(device="cpu", dtype="float32", prepare=True).network.language._forward_pre_hooks

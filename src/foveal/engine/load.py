@@ -75,7 +75,8 @@ def load(
         engine: bounds of the engine of a model that answers questions: memory, tokens of a step, guesses.
         quantize: "int8" or "int4" rounds the language model's linear layers while they are opened; `Quantization`
             names other parts and group sizes.
-        prepare: put weights of bfloat16 on a CPU in the order that computes fastest, while the model answers
+        prepare: put weights of bfloat16 in the order that computes fastest, while the model answers, on a CPU for which
+            the own kernel is not the fastest as it is: one without tiles (AMX), or without a compiler
             (`foveal.engine.prepare`). Answers change by roundings meanwhile, and it cannot be trained: only if asked.
 
     Returns:

@@ -24,6 +24,7 @@ from foveal.families.load import Loaded, save_folder
 from foveal.families.load import load as load_folder
 from foveal.families.quantize import Quantization
 from foveal.families.vlm import VLM, Output
+from foveal.nn.native import dense
 from foveal.nn.packed import packs
 from foveal.nn.quantized_linear import QuantizedLinear
 from foveal.processing.messages import ImagePart, VideoPart, parse_conversation
@@ -55,7 +56,8 @@ def load(
         engine: bounds of the engine that answers: memory, tokens of a step, guesses.
         quantize: "int8" or "int4" rounds the language model's linear layers while they are opened; `Quantization`
             names other parts and group sizes.
-        prepare: put weights of bfloat16 on a CPU in the order that computes fastest, while the model answers
+        prepare: put weights of bfloat16 in the order that computes fastest, while the model answers, on a CPU for which
+            the own kernel is not the fastest as it is: one without tiles (AMX), or without a compiler
             (`foveal.engine.prepare`). Answers change by roundings meanwhile, and it cannot be trained: only if asked.
 
     Raises:
@@ -79,6 +81,15 @@ def _known(options: Mapping[str, Any], names: Sequence[str]) -> None:
     for name in options:
         if name not in names:
             raise InputError(f"unknown option {name!r}; {neighbours(name, names)}")
+
+
+def _gains(network: VLM) -> bool:
+    """Whether packing makes a network faster here: not quantized layers, which have a form of their own, and not plain
+    ones where the own kernel uses tiles, which it reads as fast."""
+    layers = list(network.modules())
+    if dense.way() == dense.TILES or any(isinstance(layer, QuantizedLinear) for layer in layers):
+        return False
+    return any(map(packs, layers))
 
 
 def default_device() -> str:
@@ -120,9 +131,7 @@ class Model:
                 "foveal.load() gives it with what it can do."
             )
         self.network: VLM = loaded.network
-        # Quantized layers have a form of their own, which saving writes as it is.
-        layers = list(self.network.modules())
-        self._prepares = prepare and any(map(packs, layers)) and not any(isinstance(m, QuantizedLinear) for m in layers)
+        self._prepares = prepare and _gains(self.network)
         if self._prepares:
             Gradual(self.network)
         self.processor: Processor = loaded.processor
