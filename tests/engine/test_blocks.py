@@ -48,7 +48,7 @@ def keys_of(tokens):
 def filled(tokens, pool):
     count = pool.blocks(len(tokens))
     assert pool.reserve(count)
-    store = Store(DEPTH, capacity=count * BLOCK)
+    store = Store(DEPTH, capacity=count * BLOCK, slabs=pool.slabs)
     write(store, tokens)
     pool.hold(store, keys_of(tokens), 0)
     return store

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from foveal.core.errors import FovealError
 from foveal.language.cache import Piece, Store
+from foveal.language.slab import Slabs
 
 
 @dataclass(eq=False)
@@ -34,12 +35,14 @@ class BlockPool:
     """All memory for keys and values: `total` blocks of `block_tokens` tokens each.
 
     `working` blocks belong to running stores, `kept` ones are pieces. Pieces give way when stores need their room:
-    first those that a running store holds too, then the others, the least recently used first.
+    first those that a running store holds too, then the others, the least recently used first. `slabs` is where
+    pieces lie, for stores that are made for this pool.
     """
 
     def __init__(self, total: int, block_tokens: int) -> None:
         self.total, self.block_tokens = total, block_tokens
         self.working = 0
+        self.slabs = Slabs(total)
         self._blocks: dict[bytes, Block] = {}
         self._doubled: OrderedDict[bytes, Block] = OrderedDict()  # pieces that a store holds too
         self._idle: OrderedDict[bytes, Block] = OrderedDict()  # pieces that nobody holds

@@ -270,7 +270,7 @@ class Engine:
             if not places or not self._pool.reserve(blocks):
                 self._scheduler.add(mate)
                 continue
-            store = Store(self._scheduler.depth, capacity=blocks * self._pool.block_tokens)
+            store = Store(self._scheduler.depth, capacity=blocks * self._pool.block_tokens, slabs=self._pool.slabs)
             store.append([cast(Store, task.store).view(0, mate.prompt_tokens)])
             self._scheduler.start(mate, store, blocks)
             mate.cached_tokens = mate.prompt_tokens

@@ -87,7 +87,7 @@ class Scheduler:
         if self.pool.total - self.pool.working < blocks + spare or not self.pool.reserve(blocks):
             return False
         self.waiting.remove(task)
-        self.start(task, Store(self.depth, capacity=blocks * self.pool.block_tokens), blocks)
+        self.start(task, Store(self.depth, capacity=blocks * self.pool.block_tokens, slabs=self.pool.slabs), blocks)
         usable = (len(task.tokens) - 1) // self.pool.block_tokens  # one token has to be left, to be scored
         found = self.pool.match(task.keys[:usable])
         self.pool.load(task.store, found)  # type: ignore[arg-type]

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from foveal.core.shapes import Float
+from foveal.language.slab import Slabs
 from foveal.nn.attention import attend_cached
 from foveal.nn.native import rows
 
 FEW = 16
 """New tokens of a sequence up to which the kernel takes each by itself; more are faster as products of matrices."""
 
-Piece = list[tuple[Tensor, ...]]
+Piece = Sequence[tuple[Tensor, ...]]
 """What some tokens left in every layer: each tensor [G, n, K], heads first."""
 
 
@@ -22,12 +23,13 @@ class Store:
 
     Each tensor is contiguous and heads first, so that attention reads it as it lies. `length` counts the tokens held.
     Memory grows to `capacity` tokens when a write passes what is there, layer by layer; a write that passes
-    `capacity` too doubles it.
+    `capacity` too doubles it. What `cut` leaves lies in `slabs`.
     """
 
-    def __init__(self, depth: int, *, capacity: int = 64) -> None:
+    def __init__(self, depth: int, *, capacity: int = 64, slabs: Slabs | None = None) -> None:
         self.length = 0
         self.capacity = capacity
+        self._slabs = slabs or Slabs()
         self._layers: list[tuple[Tensor, ...]] = [()] * depth
 
     def write(self, layer: int, *new: Float[Tensor, "T G _"]) -> tuple[Float[Tensor, "G S _"], ...]:
@@ -47,13 +49,15 @@ class Store:
 
         It goes layer by layer, so that never more than one layer is in memory twice.
         """
-        pieces: list[Piece] = [[] for _ in starts]
+        kind = tuple(tuple(((t.shape[0], size, t.shape[2]), t.dtype) for t in ts) for ts in self._layers)
+        pieces = self._slabs.take(kind, self._layers[0][0].device, len(starts)) if starts else []
         for layer, tensors in enumerate(self._layers):
             self._layers[layer] = ()
             for piece, start in zip(pieces, starts, strict=True):
-                piece.append(tuple(t[:, start : start + size].clone() for t in tensors))
+                for tensor, copy in zip(tensors, piece[layer], strict=True):
+                    copy.copy_(tensor[:, start : start + size])
         self.length = 0
-        return pieces
+        return [*pieces]
 
     def append(self, pieces: Sequence[Piece]) -> None:
         """Adds copies of `pieces`, in order, to every layer, and counts their tokens."""
