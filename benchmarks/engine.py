@@ -137,9 +137,9 @@ def turns(case: str, sides: list[Side], given: argparse.Namespace) -> tuple[Foun
                 answers = {side.name: side.alone(CASES[case]) for side in [*sides[first:], *sides[:first]]}
                 longest = max(longest, time.monotonic() - begun)
                 tried += 1
-                others = max(share for _, share in answers.values())
-                if others > BUSY:
-                    print(f"{case}: others kept {others:.2f} processors busy; once more", file=sys.stderr, flush=True)
+                beside = {name: round(share, 2) for name, (_, share) in answers.items() if share > BUSY}
+                if beside:
+                    print(f"{case}: processors busy with other work: {beside}", file=sys.stderr, flush=True)
                     break
                 done.append({name: answer["seconds"] for name, (answer, _) in answers.items()})
         if not window.kept:

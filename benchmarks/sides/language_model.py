@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def hf(source: Path, target: Path) -> None:
-    """The language part of a checkpoint of ours, tensor by tensor."""
+    """The language part of a checkpoint of ours, tensor by tensor, quantized or not."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -23,6 +23,7 @@ def hf(source: Path, target: Path) -> None:
         "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "vocab_size",
         "torch_dtype",
     )  # fmt: skip
+    kept = (*kept, "quantization_config") if "quantization_config" in config else kept
     own = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "eos_token_id": 151935, "bos_token_id": 151934}
     (target / "config.json").write_text(json.dumps({**own, **{k: config[k] for k in kept}}, indent=2))
     tensors = {}

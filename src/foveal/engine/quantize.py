@@ -14,6 +14,7 @@ from foveal.families.quantized import HEAD_KEY
 from foveal.nn.joined import Joint
 from foveal.nn.quantized import rounded
 from foveal.nn.quantized_linear import QuantizedLinear
+from foveal.weights.pages import give_back
 from foveal.weights.quantized import KEY
 
 
@@ -34,6 +35,8 @@ def quantized(loaded: Loaded, quantize: str | Quantization | None) -> Loaded:
         join_quantized(loaded.network)
         if published.get(HEAD_KEY):
             prepare(loaded.network, _head_only)
+    if stored or quantize is not None:
+        give_back()
     return loaded
 
 

@@ -51,3 +51,13 @@ def _unchanged() -> Iterator[tuple[int, int]]:
             current = (int(low, 16), int(high, 16)) if mapped else None
         elif fields[0] == "Anonymous:" and current is not None and fields[1] == "0":
             yield current
+
+
+def give_back() -> None:
+    """Gives memory that was freed, but that the allocator keeps, back to the system, where it can (glibc's).
+
+    Worth it after work with many temporaries that is not done again: rounding 2 billion weights leaves 0.7 GB.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
