@@ -66,13 +66,13 @@ BUSY = 0.1
 """Processors that others may keep busy during a turn, in the mean; a turn beside more is thrown away."""
 
 
-def command(side: str, *, fresh: bool) -> list[str]:
+def command(side: str) -> list[str]:
     """ours, ours-int8, ours-int4, transformers, openvino, openvino-int8, openvino-int4, vllm, llama-bf16, llama-q8_0,
-    llama-q4_0. In a `fresh` process ours prepares its weights while it answers, in others before it is asked."""
+    llama-q4_0."""
     name, _, form = side.partition("-")
     python = str(PEERS / name / "bin" / "python")
     if name == "ours":
-        return [sys.executable, str(SIDES / "ours.py"), str(FOLDER), form or "bf16", "fresh" if fresh else "ready"]
+        return [sys.executable, str(SIDES / "ours.py"), str(FOLDER), form or "bf16"]
     if name == "transformers":
         return [sys.executable, str(SIDES / "transformers_side.py"), str(FOLDER)]
     if name == "openvino":
@@ -84,8 +84,8 @@ def command(side: str, *, fresh: bool) -> list[str]:
     sys.exit(f"unknown side {side!r}")
 
 
-def opened(side: str, *, fresh: bool = False) -> Side:
-    return Side(side, command(side, fresh=fresh), RESULTS / f"{side}.log")
+def opened(side: str) -> Side:
+    return Side(side, command(side), RESULTS / f"{side}.log")
 
 
 def conditions() -> str:
@@ -161,7 +161,7 @@ def fresh(case: str, names: list[str], given: argparse.Namespace) -> tuple[Found
         with Window(given.alone) as window:
             for name in names if turn % 2 else names[::-1]:
                 begun = time.perf_counter()
-                side = opened(name, fresh=True)
+                side = opened(name)
                 try:
                     side.ask(FRESH[case])
                     seconds = time.perf_counter() - begun

@@ -27,7 +27,6 @@ from random_weights import random_folder
 from turns import Window
 
 import foveal
-from foveal.engine.prepare import prepare
 from foveal.families.stand_in import known_family
 from foveal.language.decoder import Decoder
 
@@ -44,8 +43,7 @@ def forget_peak() -> None:
 
 def vision_child(side_px: int) -> None:
     """Prints what the tower needs on top of its weights for one picture, in GB."""
-    model = foveal.load(random_folder("qwen2_vl", "2b"), prepare=True)
-    prepare(model.network)
+    model = foveal.load(random_folder("qwen2_vl", "2b"))
 
     def see(side: int) -> int:
         packed = model.process(
@@ -86,7 +84,6 @@ def language(config: Any) -> Decoder:
             flat = parameter.view(-1)
             for part in flat.split(len(values)):
                 part.copy_(values[: len(part)]) if parameter.ndim > 1 else part.fill_(1.0)
-    prepare(network)
     return network.eval()
 
 

@@ -1,7 +1,4 @@
-"""Foveal: python benchmarks/sides/ours.py FOLDER bf16|int8|int4 ready|fresh
-
-`ready`: all weights are in their fastest form before the first question, as after a model's first answers; `fresh`:
-they are prepared while it answers."""
+"""Foveal: python benchmarks/sides/ours.py FOLDER bf16|int8|int4"""
 
 import sys
 import time
@@ -21,13 +18,10 @@ def build() -> dict[str, Any]:
     from foveal.core.packed import Packed
     from foveal.engine.engine import Engine
     from foveal.engine.options import EngineOptions
-    from foveal.engine.prepare import prepare
     from foveal.engine.request import Sampling
 
-    _, folder, form, state = sys.argv
-    model = foveal.load(folder, quantize=None if form == "bf16" else form, prepare=True)
-    if state == "ready" and form == "bf16":
-        prepare(model.network)
+    _, folder, form = sys.argv
+    model = foveal.load(folder, quantize=None if form == "bf16" else form)
     template = model.process([{"role": "user", "content": "?"}])
     rng = np.random.default_rng(0)
     seeds = iter(range(10**6))

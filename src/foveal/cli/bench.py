@@ -46,7 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
     from foveal.engine.bench.phases import BenchOptions, bench
     from foveal.engine.load import load
     from foveal.engine.model import Model
-    from foveal.engine.prepare import prepare
 
     if arguments.plot is not None and arguments.plot.suffix.lower() != ".png":
         raise InputError(f"--plot {arguments.plot} is no PNG; name a file that ends in .png.")
@@ -59,10 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         logging.getLogger("foveal.engine.bench").setLevel(logging.INFO)
     with _folder(arguments.model, arguments.dtype) as folder:
-        model = load(folder, dtype=arguments.dtype, device=arguments.device, quantize=arguments.quantize, prepare=True)
+        model = load(folder, dtype=arguments.dtype, device=arguments.device, quantize=arguments.quantize)
         if not isinstance(model, Model):
             raise InputError(f"{arguments.model} answers no questions, so there is nothing to measure.")
-        prepare(model.network)  # the form that it takes while it answers; steps are timed without the work of that
         report = bench(model, options, name=arguments.model or NANO)
     if arguments.plot is not None:
         from foveal.engine.bench.plot import plot
