@@ -415,4 +415,4 @@ def test_memory_at_work_is_what_planning_says(variant, dtype, wide):
             network.language(x, torch.arange(tokens)[None], [0, tokens], cache=cache)
     held = language.cache_values * tokens * dtype.itemsize
     measured, said = peak.peak - held + x.nbytes, language.work_bytes(tokens, dtype.itemsize)
-    assert 0.85 * said < measured < 1.01 * said
+    assert (0.6 if dtype == torch.bfloat16 else 0.85) * said < measured < 1.01 * said

@@ -140,6 +140,8 @@ class Cache:
         held = [held for i in few for held in self._held(layer, i, spans[i], (k, v))]
         if held and len(chosen) == len(q):
             return rows.attend(q, k, v, held)
+        if len(spans) == 1:
+            return attend_cached(q, *self.write(layer, 0, k, v))
         out = q.new_empty(len(q), q.shape[1], v.shape[2])
         if held:
             index = torch.tensor(chosen)

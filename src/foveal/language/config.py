@@ -85,9 +85,10 @@ class DecoderConfig:
         """Peak memory of the intermediate results of a prefill without gradients, weights and cache aside.
 
         The widest place is either a layer's MLP (the embeddings, the layer's input twice, the norm's output,
-        and three results of the hidden width) or the end of attention (queries, their rotation and the
-        result; keys and values), with the cosines and sines of all tokens.
+        and three results of the hidden width) or the end of attention (the embeddings, the layer's input, the norm's
+        output; queries, keys, values and the result, and that in another place or projected), with the cosines and
+        sines of all tokens.
         """
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        widest = max(4 * self.width + 3 * self.mlp_width, 4 * self.width + 3 * q + 2 * kv)
+        widest = 3 * self.width + max(self.width + 3 * self.mlp_width, 2 * q + 2 * kv + max(self.width, q))
         return tokens * item_bytes * (widest + 2 * self.head_dim)

@@ -200,7 +200,8 @@ class ExpertDecoderConfig:
         """Numbers a token: queries, keys, values, their rotated copies, and the result of every head."""
         d, sizes = self.width, self.latent
         if sizes is None:
-            return 4 * d + 3 * self.heads * self.head_dim + 2 * self.kv_heads * self.head_dim
+            q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+            return 3 * d + 2 * q + 2 * kv + max(d, q)
         head = 4 * sizes.plain + 4 * sizes.rotary + 2 * sizes.value
         return 3 * d + self.heads * head + 2 * (sizes.latent + sizes.rotary)
 

@@ -87,7 +87,8 @@ def silu_times(gate: nn.Module, up: nn.Module, x: Float[Tensor, "*B I"]) -> Floa
     """silu(gate x) * (up x), in two passes over memory instead of four where both are packed."""
     if isinstance(gate, PackedLinear) and isinstance(up, PackedLinear):
         return up.times(x, gate.silu(x))
-    opened, value = gate(x), up(x)
-    if rows.suits(opened, value):
-        return rows.gate(opened, value)
-    return F.silu(opened) * value
+    opened = gate(x)
+    if rows.suits(opened):
+        return rows.gate(opened, up(x))
+    opened = F.silu(opened)  # what it was made of is free before `up` comes
+    return opened * up(x)
