@@ -1,4 +1,4 @@
-"""bfloat16 on a CPU with the own kernels: the scores of an answer are the same bits alone, beside others and as guesses."""
+"""bfloat16 on a CPU with the own kernels: scores are the same bits alone, beside others and as guesses."""
 
 import pytest
 import torch
