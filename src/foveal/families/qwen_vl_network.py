@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 import torch
@@ -66,7 +66,8 @@ def stretched_rotation(config: "StretchedConfig", positions: Int[Tensor, "2 T"])
     limits = stretch_limits(config)
     alphas = [1, *(2 ** (n + 2) - 1 for n in range(len(limits)))]
     tables = [frequencies(size, config.theta * alpha ** (size / (size - 2)), device) for alpha in alphas]
-    level = (prompts[:, None] > torch.tensor(limits, device=device)).sum(-1)
+    # Numbers and not a tensor of them: no step waits for one to be copied to an accelerator.
+    level = sum(((prompts > limit).long() for limit in limits), start=torch.zeros_like(prompts))
     angles = places[:, None].to(torch.float32) * torch.stack(tables)[level]
     both = torch.cat((angles, angles), dim=-1)[:, None]
     scale = None
@@ -78,6 +79,8 @@ def stretched_rotation(config: "StretchedConfig", positions: Int[Tensor, "2 T"])
 
 class StretchedAttention(nn.Module):
     """Causal attention with one fused projection to queries, keys and values, whose queries may be scaled."""
+
+    fixed_shapes: ClassVar[bool] = True
 
     def __init__(self, config: "StretchedConfig", layer: int) -> None:
         super().__init__()

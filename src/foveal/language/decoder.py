@@ -21,6 +21,7 @@ from foveal.nn.rope import Rotation, text_rotation
 class Attention(nn.Module):
     """Grouped-query causal attention (Ainslie et al. 2023)."""
 
+    fixed_shapes: ClassVar[bool] = True  # its steps can be recorded: see `foveal.language.fixed`
     joins: ClassVar[Mapping[str, tuple[str, ...]]] = {"qkv": ("q", "k", "v")}
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:

@@ -93,10 +93,9 @@ def text_rotation(positions: Int[Tensor, "A T"], *, head_dim: int, theta: float,
 
     `section` sums to head_dim / 2, one entry a position axis; with one axis this is plain RoPE.
     """
-    axis = torch.repeat_interleave(
-        torch.arange(len(section), device=positions.device), torch.tensor(section, device=positions.device)
-    )
-    return _axis_rotation(positions, axis, head_dim, theta)
+    turns = torch.split(frequencies(head_dim, theta, positions.device), list(section))
+    # Axis by axis: an index of axes would have to be copied to the device, and waited for.
+    return _rotation(torch.cat([p[:, None] * t for p, t in zip(positions.to(torch.float32), turns, strict=True)], -1))
 
 
 def interleaved_rotation(
@@ -107,11 +106,6 @@ def interleaved_rotation(
     axis = torch.zeros(head_dim // 2, dtype=torch.int64, device=positions.device)
     for number in range(1, len(section)):
         axis[number : len(section) * section[number] : len(section)] = number
-    return _axis_rotation(positions, axis, head_dim, theta)
-
-
-def _axis_rotation(positions: Int[Tensor, "A T"], axis: Int[Tensor, "F"], head_dim: int, theta: float) -> Rotation:
-    """Frequency i turns with the axis `axis[i]`."""
     return _rotation(positions.to(torch.float32)[axis].T * frequencies(head_dim, theta, positions.device))
 
 
