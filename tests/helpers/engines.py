@@ -14,20 +14,25 @@ from tests.helpers import checkpoints, deepseek_vl, deepseek_vl2, qwen2_5_vl, qw
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl_moe", "qwen_vl", "deepseek_vl", "deepseek_vl2")
 
 
-def model(family: str, folder: Path) -> foveal.Model:
-    """A random tiny model in float32; together they have all ways to see, to number places and to attend."""
+def write(family: str, folder: Path) -> None:
+    """A random tiny checkpoint; together they have all ways to see, to number places and to attend."""
     if family == "qwen2_vl":
         checkpoints.write(checkpoints.oracle(seed=7), folder)
     elif family == "qwen2_5_vl":
         checkpoints.write(qwen2_5_vl.oracle(seed=2), folder)
-    elif family == "qwen3_vl_moe":
-        qwen3_vl.write(qwen3_vl.oracle(moe=True, seed=3), folder)
+    elif family in ("qwen3_vl", "qwen3_vl_moe"):
+        qwen3_vl.write(qwen3_vl.oracle(moe=family == "qwen3_vl_moe", seed=3), folder)
     elif family == "qwen_vl":
         qwen_vl.write(folder, seed=4)
     elif family == "deepseek_vl":
         deepseek_vl.write(deepseek_vl.oracle(hybrid=True, seed=5), folder)
     else:
         deepseek_vl2.write("mla_greedy", folder)
+
+
+def model(family: str, folder: Path) -> foveal.Model:
+    """The model that `write` leaves, in float32."""
+    write(family, folder)
     return foveal.load(folder, dtype="float32", device="cpu")
 
 

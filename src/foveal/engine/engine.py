@@ -15,6 +15,7 @@ from torch import Tensor
 from foveal.core.errors import ContextError, InputError
 from foveal.core.packed import Packed
 from foveal.engine.blocks import BlockPool
+from foveal.engine.graphs import graphs_for
 from foveal.engine.options import EngineOptions
 from foveal.engine.prefix import chain, content_key, rows_of_media
 from foveal.engine.prepare import weights_key
@@ -62,8 +63,10 @@ class Engine:
             )
         self._pool = BlockPool(total, options.block_tokens)
         self._vision = VisionCache(options.vision_cache_bytes)
-        self._scheduler = Scheduler(options, self._pool, self._vision, depth=config.depth)
-        self._runner = Runner(model.network, self._vision)
+        self._graphs = graphs_for(model.network, options, total)
+        pages = None if self._graphs is None else self._graphs.pages
+        self._scheduler = Scheduler(options, self._pool, self._vision, depth=config.depth, pages=pages)
+        self._runner = Runner(model.network, self._vision, self._graphs)
         self._context = context
         self._banned_ids = model.processor.banned_ids
         self._banned = torch.tensor(sorted(self._banned_ids), dtype=torch.long)
@@ -135,6 +138,9 @@ class Engine:
         patches = rows_of_media(packed)
         self._scheduler.check(len(packed.tokens) + cast(int, settled.max_tokens), n)
         weights = weights_key(self._network)
+        if self._graphs is not None and self._graphs.refresh(idle=not self._scheduler.running):
+            self._pool.clear()
+            self._graphs.pages.forget()
         contents = [content_key(packed, medium, rows, weights) for medium, rows in enumerate(patches)]
         keys: list[bytes] = []
         if self.options.prefix_cache:
@@ -270,7 +276,7 @@ class Engine:
             if not places or not self._pool.reserve(blocks):
                 self._scheduler.add(mate)
                 continue
-            store = Store(self._scheduler.depth, capacity=blocks * self._pool.block_tokens, slabs=self._pool.slabs)
+            store = self._scheduler.new_store(blocks)
             store.append([cast(Store, task.store).view(0, mate.prompt_tokens)])
             self._scheduler.start(mate, store, blocks)
             mate.cached_tokens = mate.prompt_tokens

@@ -25,6 +25,9 @@ class EngineOptions:
         vision_tokens: patches of several media that pass the tower at once; a larger medium passes alone.
         speculate: tokens that are guessed at a time from what prompt and answer already say; 0 is off. The answers
             do not depend on it.
+        graphs: record steps in which answers are only written and play them again (CUDA graphs), with keys and values
+            in memory that is taken as a whole. None does so where the device and the family can, which only CUDA
+            devices do; True refuses where it cannot be done.
     """
 
     max_requests: int = 64
@@ -36,6 +39,7 @@ class EngineOptions:
     vision_cache_bytes: int = 256 * MIB
     vision_tokens: int = 16384
     speculate: int = 0
+    graphs: bool | None = None
 
     def __post_init__(self) -> None:
         least = {
@@ -54,5 +58,7 @@ class EngineOptions:
                 continue
             if type(value) is not int or value < bound:
                 raise InputError(f"{name} is {value!r}; expected a whole number of at least {bound}.")
+        if self.graphs is not None and type(self.graphs) is not bool:
+            raise InputError(f"graphs is {self.graphs!r}; expected True, False or None.")
         if type(self.prefix_cache) is not bool:
             raise InputError(f"prefix_cache is {self.prefix_cache!r}; expected True or False.")

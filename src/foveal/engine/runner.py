@@ -11,10 +11,12 @@ from torch import Tensor
 from foveal.core.errors import FovealError
 from foveal.core.packed import Medium, Packed, Run, extra_of
 from foveal.core.shapes import Float, Int64
+from foveal.engine.graphs import Graphs, Row
 from foveal.engine.task import Slice, Task
 from foveal.engine.vision_cache import VisionCache
 from foveal.families.vlm import VLM
 from foveal.language.cache import Cache, Store
+from foveal.language.pages import PagedStore
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +24,8 @@ log = logging.getLogger(__name__)
 class Runner:
     """The network of an engine. What it computes for one task does not depend on the others."""
 
-    def __init__(self, network: VLM, vision: VisionCache) -> None:
-        self.network, self.vision = network, vision
+    def __init__(self, network: VLM, vision: VisionCache, graphs: Graphs | None = None) -> None:
+        self.network, self.vision, self.graphs = network, vision, graphs
 
     def see(self, slices: Sequence[Slice]) -> dict[Task, FovealError]:
         """Computes the visual tokens that `slices` need and nobody knows, all media at once.
@@ -68,7 +70,29 @@ class Runner:
         return [part.clone() if len(counts) > 1 else part for part in torch.split(tokens, counts)]
 
     def run(self, slices: Sequence[Slice]) -> Float[Tensor, "R V"]:
-        """Scores behind every scored token of the slices, in order."""
+        """Scores behind every scored token of the slices, in order. Valid until the next step."""
+        if self.graphs is None:
+            return self._run(slices)
+        recorded = [_is_one_word(piece) for piece in slices]
+        rows = [self._row(piece) for piece, is_row in zip(slices, recorded, strict=True) if is_row]
+        rest = [piece for piece, is_row in zip(slices, recorded, strict=True) if not is_row]
+        if not rest:
+            return self.graphs.run(rows)
+        others = self._run(rest)
+        if not rows:
+            return others
+        words = iter(torch.split(self.graphs.run(rows), 1))
+        parts = iter(torch.split(others, [piece.scored for piece in rest]))
+        return torch.cat([next(words) if is_row else next(parts) for is_row in recorded])
+
+    def _row(self, piece: Slice) -> Row:
+        """A slice of one token as a row of a recorded step."""
+        (token,) = piece.tokens.tolist()
+        positions = self.places(piece.task, piece.start, piece.stop)[:, 0].tolist()
+        return Row(token=token, positions=positions, store=cast(PagedStore, piece.task.store))
+
+    def _run(self, slices: Sequence[Slice]) -> Float[Tensor, "R V"]:
+        """`run` in one call of whatever shape."""
         network = self.network
         batch = self._batch(slices)
         visual = self._visual(slices) if batch.runs else None
@@ -79,7 +103,7 @@ class Runner:
         hidden = network.language(x, positions, starts, cache=cache, deep=network.deepen(batch, visual))
         rows = [row for piece, stop in zip(slices, starts[1:], strict=True) for row in range(stop - piece.scored, stop)]
         if not rows:
-            return hidden.new_zeros(0, 1)
+            return hidden.new_zeros(0, network.language.config.vocab)
         if len(rows) < len(hidden):
             hidden = hidden[torch.tensor(rows, device=network.device)]
         return network.language.logits(hidden)
@@ -124,6 +148,11 @@ class Runner:
                 if start < stop:
                     rows.append(task.visual[run.medium][offset + start - run.start : offset + stop - run.start])
         return torch.cat(rows) if len(rows) > 1 else rows[0]
+
+
+def _is_one_word(piece: Slice) -> bool:
+    """Whether a step adds the last word of an answer to it and nothing else."""
+    return piece.start >= piece.task.prompt_tokens and piece.start + 1 == piece.stop and piece.scored == 1
 
 
 def _media_alone(media: Sequence[tuple[Task, int]]) -> Packed:

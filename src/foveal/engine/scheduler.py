@@ -10,6 +10,7 @@ from foveal.engine.options import EngineOptions
 from foveal.engine.task import Slice, Task
 from foveal.engine.vision_cache import VisionCache
 from foveal.language.cache import Store
+from foveal.language.pages import PagedStore, Pages
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +22,16 @@ class Scheduler:
     goes back to waiting and is computed again later; what it has said stays said.
     """
 
-    def __init__(self, options: EngineOptions, pool: BlockPool, vision: VisionCache, *, depth: int) -> None:
-        self.options, self.pool, self.vision, self.depth = options, pool, vision, depth
+    def __init__(
+        self,
+        options: EngineOptions,
+        pool: BlockPool,
+        vision: VisionCache,
+        *,
+        depth: int,
+        pages: Pages | None = None,
+    ) -> None:
+        self.options, self.pool, self.vision, self.depth, self.pages = options, pool, vision, depth, pages
         self.running: list[Task] = []
         self.waiting: list[Task] = []  # both in order of arrival
         self.preemptions = self.prefix_tokens = 0
@@ -87,7 +96,7 @@ class Scheduler:
         if self.pool.total - self.pool.working < blocks + spare or not self.pool.reserve(blocks):
             return False
         self.waiting.remove(task)
-        self.start(task, Store(self.depth, capacity=blocks * self.pool.block_tokens, slabs=self.pool.slabs), blocks)
+        self.start(task, self.new_store(blocks), blocks)
         usable = (len(task.tokens) - 1) // self.pool.block_tokens  # one token has to be left, to be scored
         found = self.pool.match(task.keys[:usable])
         self.pool.load(task.store, found)  # type: ignore[arg-type]
@@ -96,6 +105,13 @@ class Scheduler:
         if len(task.tokens) == task.prompt_tokens:
             task.cached_tokens = task.computed
         return True
+
+    def new_store(self, blocks: int) -> Store:
+        """An empty store with room for so many blocks; in pages where the engine has them."""
+        capacity = blocks * self.pool.block_tokens
+        if self.pages is not None:
+            return PagedStore(self.pages, capacity=capacity)
+        return Store(self.depth, capacity=capacity, slabs=self.pool.slabs)
 
     def start(self, task: Task, store: Store, blocks: int) -> None:
         """A task runs on a store for which blocks are reserved."""
