@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import foveal
-from foveal.core.errors import InputError
+from foveal.core.errors import ContextError, InputError
 from foveal.engine import graphs
 from foveal.engine.graphs import Graphs, Row, _bucket
 from foveal.language.cache import Cache, Store
@@ -276,6 +276,22 @@ def test_other_devices_go_the_ordinary_way(vlm):
 def test_it_can_be_switched_off(vlm, tapes):
     assert engine_of(vlm, graphs=False)._graphs is None
     assert engine_of(vlm, graphs=True)._graphs is not None
+
+
+def test_memory_that_is_taken_at_once_has_to_be_there(vlm, tapes, monkeypatch):
+    """By default half of what is free, where a whole context is more; what was asked for is taken as it is."""
+    block = 32 * plain.token_bytes(vlm)
+    monkeypatch.setattr(graphs, "free_bytes", lambda device: 41 * block)
+    engine = engine_of(vlm)
+    assert engine._pool.total == engine._graphs.pages.total == 20
+    with pytest.raises(ContextError, match=r"the engine's cache holds 640; .*raise cache_bytes"):
+        engine.add(vlm.process("word " * 250), foveal.Sampling(max_tokens=1))
+    assert engine_of(vlm, cache_tokens=3200)._graphs.pages.total == 100
+    monkeypatch.setattr(graphs, "free_bytes", lambda device: 2**40)
+    assert engine_of(vlm)._graphs.pages.total == engine_of(vlm, graphs=False)._pool.total
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7, 9))
+    assert [graphs.free_bytes(torch.device(name)) for name in ("cuda", "cpu", "mps")] == [7, None, None]
 
 
 def test_idle_memory_is_never_given_away(vlm, tapes):

@@ -61,10 +61,10 @@ class Engine:
                 f"cache_bytes is {options.cache_bytes}, but one block of {options.block_tokens} tokens takes {size} "
                 "bytes; raise it."
             )
-        self._pool = BlockPool(total, options.block_tokens)
-        self._vision = VisionCache(options.vision_cache_bytes)
-        self._graphs = graphs_for(model.network, options, total)
+        self._graphs = graphs_for(model.network, options, total, size)
         pages = None if self._graphs is None else self._graphs.pages
+        self._pool = BlockPool(total if pages is None else pages.total, options.block_tokens)
+        self._vision = VisionCache(options.vision_cache_bytes)
         self._scheduler = Scheduler(options, self._pool, self._vision, depth=config.depth, pages=pages)
         self._runner = Runner(model.network, self._vision, self._graphs)
         self._context = context

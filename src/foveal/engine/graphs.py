@@ -32,6 +32,9 @@ LEAST_TOKENS = 256
 GATHER_BYTES = 2**28
 """Keys and values that a layer gathers at a time; rows that would pass this bound are played in several groups."""
 
+SHARE = 0.5
+"""Of the free memory, which pages take if nobody said how much; intermediate results and recordings need the rest."""
+
 Play = Callable[[], None]
 
 
@@ -78,8 +81,15 @@ class Row:
     store: PagedStore
 
 
-def graphs_for(network: VLM, options: EngineOptions, blocks: int) -> "Graphs | None":
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that nobody has taken on a device of its own; None where it is the host's."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def graphs_for(network: VLM, options: EngineOptions, blocks: int, block_bytes: int) -> "Graphs | None":
     """Recorded steps for an engine of so many blocks where they are wanted and possible; None elsewhere.
+
+    All blocks are taken at once. So if nobody said how many, there are no more than half of the free memory holds.
 
     Raises `InputError` where `options.graphs` asks for them and they are not possible.
     """
@@ -90,6 +100,10 @@ def graphs_for(network: VLM, options: EngineOptions, blocks: int) -> "Graphs | N
             reason = "this family's steps have no fixed shapes" if fixed is False else f"{network.device} records none"
             raise InputError(f"graphs is True, but {reason}; leave it None, and steps are recorded where they can be.")
         return None
+    free = free_bytes(network.device) if options.cache_bytes is None else None
+    if free is not None and blocks * block_bytes > free * SHARE:
+        blocks = max(1, int(free * SHARE) // block_bytes)
+        log.info("keys and values of %d tokens fit into half of the free memory", blocks * options.block_tokens)
     pages = Pages(blocks, options.block_tokens, network.language.config.depth)
     return Graphs(network, pages, most_rows=options.max_requests, capture=capture)
 

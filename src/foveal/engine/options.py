@@ -18,7 +18,8 @@ class EngineOptions:
         step_tokens: tokens that pass the decoder in one step. Longer prompts are computed over several steps, beside
             the answers that are already being written.
         cache_bytes: bound on keys and values, of running sequences and of finished ones that are kept. None is
-            1 GiB, or one sequence of the model's whole context where that is more.
+            1 GiB, or one sequence of the model's whole context where that is more; where it is taken as a whole (see
+            `graphs`), at most half of the device's free memory.
         block_tokens: tokens in a block, the unit in which that memory is counted and prefixes are found again.
         prefix_cache: keep the keys and values of finished sequences for later ones that begin alike.
         vision_cache_bytes: bound on the visual tokens of media that are kept for later requests; 0 keeps none.
