@@ -37,12 +37,13 @@ class Recorder(TorchDispatchMode):
 class Tapes:
     """A `Capture`: computes once, as warming up does, then records. Or it fails, as a device may.
 
-    `captures` counts the recordings, `plays` what was played.
+    `captures` counts the recordings, `plays` what was played. What is forgotten is not played again.
     """
 
     def __init__(self, *, fails: bool = False) -> None:
         self.captures = self.plays = 0
         self.fails = fails
+        self.generation = 0
 
     def __call__(self, compute: Callable[[], None]) -> Callable[[], None]:
         self.captures += 1
@@ -52,9 +53,14 @@ class Tapes:
         recorder = Recorder()
         with recorder:
             compute()
-        return lambda: self._play(recorder)
+        generation = self.generation
+        return lambda: self._play(recorder, generation)
 
-    def _play(self, recorder: Recorder) -> None:
+    def forget(self) -> None:
+        self.generation += 1
+
+    def _play(self, recorder: Recorder, generation: int) -> None:
+        assert generation == self.generation, "a recording that was forgotten is played"
         self.plays += 1
         with torch.inference_mode():
             recorder.play()

@@ -44,12 +44,19 @@ class Capture(Protocol):
 
     def __call__(self, compute: Play) -> Play: ...
 
+    def forget(self) -> None:
+        """Nothing that was recorded so far is played any more."""
+
 
 class CudaCapture:
     """Records by `torch.cuda.CUDAGraph`. All recordings use one pool of memory: nothing in it outlives a play."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.forget()
+
+    def forget(self) -> None:
+        """Takes a pool of its own for what comes: one whose recordings are all gone may not be used again."""
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Play) -> Play:
@@ -119,7 +126,7 @@ class Graphs:
     """
 
     def __init__(self, network: VLM, pages: Pages, *, most_rows: int, capture: Capture) -> None:
-        self._network, self.pages = network, pages
+        self._network, self.pages, self._device = network, pages, network.device
         self._capture: Capture | None = capture
         self._most_rows = _bucket(most_rows, 1)
         self._steps: dict[tuple[int, int], tuple[FixedStep, Play]] = {}
@@ -134,10 +141,9 @@ class Graphs:
         """Scores behind every row's token, which its store has then. Valid until the next call."""
         if [tensor.data_ptr() for tensor in self._tensors] != self._addresses:
             self._drop()
-        groups = list(self._groups(rows))
+        groups = self._groups(rows)
         if len(groups) == 1:
-            ((_, step),) = groups
-            return self._play(step, rows)[: len(rows)]
+            return self._play(groups[0][1], rows)[: len(rows)]
         scores: list[Tensor] = [torch.empty(0)] * len(rows)
         for numbers, bucket in groups:
             found = self._play(bucket, [rows[number] for number in numbers])
@@ -162,6 +168,8 @@ class Graphs:
 
     def _drop(self) -> None:
         self._steps.clear()
+        if self._capture is not None:
+            self._capture.forget()
         self._scores = None
         self._tensors, self._addresses = [], []
 
@@ -178,8 +186,6 @@ class Graphs:
             count = min(len(order), self._most_rows, 1 << (fitting.bit_length() - 1))
             groups.append((order[:count], (_bucket(count, 1), reach)))
             order = order[count:]
-        if len(groups) == 1:
-            groups[0] = (list(range(len(rows))), groups[0][1])
         return groups
 
     def _play(self, bucket: tuple[int, int], rows: Sequence[Row]) -> Tensor:
@@ -209,7 +215,7 @@ class Graphs:
 
     def _recorded(self, step: FixedStep) -> Play:
         """The recorded step; if it cannot be recorded the step itself, from then on for all."""
-        if self._capture is None:
+        if self._capture is None or self._network.device != self._device:  # a recording elsewhere would be empty
             return step.compute
         try:
             play = self._capture(step.compute)

@@ -73,7 +73,7 @@ def stretched_rotation(config: "StretchedConfig", positions: Int[Tensor, "2 T"])
     scale = None
     if config.logn:
         factors = (places + 1).to(torch.float32).log() / float(np.log(trained))
-        scale = torch.where((places >= trained) & (prompts > 0), factors, 1.0)[:, None, None]
+        scale = factors.masked_fill((places < trained) | (prompts == 0), 1.0)[:, None, None]
     return StretchedRotation(both.cos(), both.sin(), scale)
 
 
