@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class Store:
     Memory grows to `capacity` tokens when a write passes what is there, layer by layer; a write that passes
     `capacity` too doubles it. What `cut` leaves lies in `slabs`.
     """
+
+    in_a_row: ClassVar[bool] = True  # and so for whoever wants to write there, and read it as it lies (`room`)
 
     def __init__(self, depth: int, *, capacity: int = 64, slabs: Slabs | None = None) -> None:
         self.length = 0
@@ -135,7 +138,8 @@ class Cache:
         """
         spans = list(pairwise(starts))
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        few = [i for i, (a, b) in enumerate(spans) if 0 < b - a <= FEW] if rows.suits(q, k, v) else []
+        kernel = rows.suits(q, k, v) and all(store.in_a_row for store in self.stores)
+        few = [i for i, (a, b) in enumerate(spans) if 0 < b - a <= FEW] if kernel else []
         chosen = [row for i in few for row in range(*spans[i])]
         held = [held for i in few for held in self._held(layer, i, spans[i], (k, v))]
         if held and len(chosen) == len(q):

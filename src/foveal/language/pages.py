@@ -15,7 +15,7 @@ nobody holds it.
 """
 
 from collections.abc import Sequence
-from typing import overload
+from typing import ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -117,6 +117,8 @@ class PagedPiece(Sequence[tuple[Tensor, ...]]):
 
 class PagedStore(Store):
     """A `Store` in pages. It takes a page when a write needs one, and shares whole pages with others."""
+
+    in_a_row: ClassVar[bool] = False
 
     def __init__(self, pages: Pages, *, capacity: int) -> None:
         super().__init__(0, capacity=capacity)
