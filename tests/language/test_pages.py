@@ -128,7 +128,7 @@ def test_a_cache_over_paged_stores_attends_as_a_plain_one(dtype):
     for starts in ([0, 5, 12], [0, 1, 1], [0, 0, 3], [0, 1, 2]):
         q, k, v = (torch.randn(starts[-1], heads, 8, dtype=dtype) for heads in (4, 2, 2))
         found = [cache.attend(0, q, k, v, starts) for cache in caches]
-        # In bfloat16 a kernel of our own reads plain stores. Worst seen: 0 and 0.0078, on values up to 2.
-        torch.testing.assert_close(*found, rtol=0, atol=0 if dtype == torch.float32 else 0.02)
+        # In bfloat16 a kernel of our own reads plain stores. Worst seen: 0 and 0.016, on values up to 3.
+        torch.testing.assert_close(*found, rtol=0, atol=0 if dtype == torch.float32 else 0.03)
         for cache in caches:
             cache.advance([b - a for a, b in pairwise(starts)])
