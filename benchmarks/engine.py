@@ -72,6 +72,11 @@ def command(side: str) -> list[str]:
     name, _, form = side.partition("-")
     python = str(PEERS / name / "bin" / "python")
     if name == "ours":
+        rounded = FOLDER.with_name(
+            f"{FOLDER.name}-{form}"
+        )  # `foveal convert --quantize FORM` has made it: opens at once
+        if rounded.exists():
+            return [sys.executable, str(SIDES / "ours.py"), str(rounded), "bf16"]
         return [sys.executable, str(SIDES / "ours.py"), str(FOLDER), form or "bf16"]
     if name == "transformers":
         return [sys.executable, str(SIDES / "transformers_side.py"), str(FOLDER)]
