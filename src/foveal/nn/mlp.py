@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from foveal.core.shapes import Float
 from foveal.nn.linear import Linear
+from foveal.nn.native import rows
 from foveal.nn.packed import PackedLinear, by_rows, silu_times
 
 Activation = Callable[[Tensor], Tensor]
@@ -14,6 +15,8 @@ Activation = Callable[[Tensor], Tensor]
 
 def quick_gelu(x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
     """x * sigmoid(1.702 x), the approximation of GELU that CLIP was trained with."""
+    if rows.suits(x):
+        return rows.quick_gelu(x)
     if x.requires_grad:
         return x * torch.sigmoid(1.702 * x)
     return (1.702 * x).sigmoid_().mul_(x)  # the same numbers, one array instead of three

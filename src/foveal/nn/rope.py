@@ -42,7 +42,7 @@ class Rotation:
         """Rotates queries or keys; computed in the rotation's type, returned in that of `x`."""
         if x.requires_grad:
             return _Turn.apply(x, self.cos, self.signed)  # type: ignore[no-untyped-call]
-        if rows.suits(x, self.cos, self.sin):
+        if rows.rotates(x, self.cos, self.sin):
             return rows.rotate(x, self.cos, self.sin)
         low, high = x.to(self.cos.dtype).chunk(2, dim=-1)
         cos, sin = self.cos.chunk(2, dim=-1)[0], self.sin.chunk(2, dim=-1)[0]

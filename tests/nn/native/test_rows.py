@@ -53,6 +53,24 @@ def test_rotations_are_torchs(tokens, heads, size):
         assert torch.equal(turn(x), expected)
 
 
+@pytest.mark.parametrize(("tokens", "heads", "size"), [(100, 16, 80), (3, 2, 72), (1, 1, 4), (0, 2, 8)])
+def test_queries_of_a_tower_turn_in_float32(tokens, heads, size):
+    q, _, _ = normal(tokens, 3, heads, size).unbind(1)
+    angles = normal(tokens, 1, size // 2, seed=1).float()
+    turn = Rotation(torch.cat((angles, angles), -1).cos(), torch.cat((angles, angles), -1).sin())
+    low, high = q.float().chunk(2, -1)
+    cos, sin = turn.cos.chunk(2, -1)[0], turn.sin.chunk(2, -1)[0]
+    expected = torch.cat((low * cos - high * sin, high * cos + low * sin), -1).bfloat16()
+    assert rows.rotates(q, turn.cos, turn.sin)
+    assert torch.equal(rows.rotate(q, turn.cos, turn.sin), expected)
+
+
+@pytest.mark.parametrize("shape", [(1,), (33, 47), (0, 5), (200, 600)])
+def test_quick_gelus_are_torchs(shape):
+    x = 4 * normal(*shape)
+    assert torch.equal(rows.quick_gelu(x), (1.702 * x).sigmoid() * x)
+
+
 def sequences(lengths, groups, size, value_size):
     return [
         rows.Held(normal(groups, n + i, size, seed=i), normal(groups, n + i, value_size, seed=50 + i), n)

@@ -33,6 +33,13 @@ __m512 exponential(__m512 x) {
     return _mm512_scalef_ps(sum, n);
 }
 
+// 1 / (1 + e^-x), or e^x / (1 + e^x) below 0.
+__m512 sigmoid(__m512 x, __m512 one, __m512 sign) {
+    const __m512 small = exponential(_mm512_or_ps(x, sign));  // e^-|x|
+    const __mmask16 below = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+    return _mm512_div_ps(_mm512_mask_mov_ps(one, below, small), _mm512_add_ps(one, small));
+}
+
 // The sums of the lanes of four vectors.
 __m128 across(__m512 a, __m512 b, __m512 c, __m512 d) {
     const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
@@ -204,29 +211,47 @@ void foveal_gate(const uint16_t* gate, const uint16_t* up, uint16_t* y, int64_t 
     for (int64_t i = 0; i < count; i += 16) {
         const __mmask16 some = lanes16(count - i);
         const __m512 x = load(gate + i, some);
-        const __m512 small = exponential(_mm512_or_ps(x, sign));  // e^-|x|
-        const __mmask16 below = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
-        const __m512 top = _mm512_mask_mov_ps(one, below, small);  // sigmoid: 1 / (1 + e^-x) or e^x / (1 + e^x)
-        const __m512 silu = _mm512_mul_ps(x, _mm512_div_ps(top, _mm512_add_ps(one, small)));
+        const __m512 silu = _mm512_mul_ps(x, sigmoid(x, one, sign));
         store(y + i, _mm512_mul_ps(rounded(silu), load(up + i, some)), some);
     }
 }
 
-// Halves of every head turn: (a cos - b sin, b cos + a sin), each product and sum rounded. x and y [tokens, heads, size],
-// cosines and sines [tokens, size] of which the first halves count.
-void foveal_rotate(const uint16_t* x, const uint16_t* cos, const uint16_t* sin, uint16_t* y, int64_t tokens, int64_t heads,
-                   int64_t size) {
+// y = x sigmoid(1.702 x), rounded after every step as three operators are; y may be x.
+void foveal_quick_gelu(const uint16_t* x, uint16_t* y, int64_t count) {
+    const __m512 one = _mm512_set1_ps(1.0f), sign = _mm512_set1_ps(-0.0f);
+#pragma omp parallel for num_threads(threads_for(count))
+    for (int64_t i = 0; i < count; i += 16) {
+        const __mmask16 some = lanes16(count - i);
+        const __m512 value = load(x + i, some);
+        const __m512 scaled = rounded(_mm512_mul_ps(value, _mm512_set1_ps(1.702f)));
+        store(y + i, _mm512_mul_ps(rounded(sigmoid(scaled, one, sign)), value), some);
+    }
+}
+
+// Halves of every head turn: (a cos - b sin, b cos + a sin). x [tokens, heads, size] with `stride` values from a token to the
+// next, y the same without gaps; cosines and sines [tokens, size], of which the first halves count, are bfloat16, and then
+// each product is rounded, or float32 (`wide`).
+void foveal_rotate(const uint16_t* x, int64_t stride, const void* cos, const void* sin, int wide, uint16_t* y, int64_t tokens,
+                   int64_t heads, int64_t size) {
     const int64_t half = size / 2;
+    const auto factor = [wide](const void* from, int64_t at, __mmask16 some) {
+        return wide ? _mm512_maskz_loadu_ps(some, static_cast<const float*>(from) + at)
+                    : load(static_cast<const uint16_t*>(from) + at, some);
+    };
+    const auto product = [wide](__m512 a, __m512 b) {
+        const __m512 exact = _mm512_mul_ps(a, b);
+        return wide ? exact : rounded(exact);
+    };
 #pragma omp parallel for num_threads(threads_for(tokens * heads * size))
     for (int64_t t = 0; t < tokens; ++t)
         for (int64_t h = 0; h < heads; ++h)
             for (int64_t i = 0; i < half; i += 16) {
                 const __mmask16 some = lanes16(half - i);
-                const int64_t at = (t * heads + h) * size + i;
-                const __m512 c = load(cos + t * size + i, some), s = load(sin + t * size + i, some);
-                const __m512 a = load(x + at, some), b = load(x + at + half, some);
-                store(y + at, _mm512_sub_ps(rounded(_mm512_mul_ps(a, c)), rounded(_mm512_mul_ps(b, s))), some);
-                store(y + at + half, _mm512_add_ps(rounded(_mm512_mul_ps(b, c)), rounded(_mm512_mul_ps(a, s))), some);
+                const int64_t from = t * stride + h * size + i, to = (t * heads + h) * size + i;
+                const __m512 c = factor(cos, t * size + i, some), s = factor(sin, t * size + i, some);
+                const __m512 a = load(x + from, some), b = load(x + from + half, some);
+                store(y + to, _mm512_sub_ps(product(a, c), product(b, s)), some);
+                store(y + to + half, _mm512_add_ps(product(b, c), product(a, s)), some);
             }
 }
 

@@ -42,8 +42,9 @@ def _functions() -> ctypes.CDLL | None:
         address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
         found.foveal_rms_norm.argtypes = [address, address, address, size, size, number]
         found.foveal_gate.argtypes = [address, address, address, size]
-        found.foveal_rotate.argtypes = [address, address, address, address, size, size, size]
-        for name in ("foveal_rms_norm", "foveal_gate", "foveal_rotate"):
+        found.foveal_quick_gelu.argtypes = [address, address, size]
+        found.foveal_rotate.argtypes = [address, size, address, address, ctypes.c_int, address, size, size, size]
+        for name in ("foveal_rms_norm", "foveal_gate", "foveal_quick_gelu", "foveal_rotate"):
             getattr(found, name).restype = None
         found.foveal_attend.argtypes, found.foveal_attend.restype = [ctypes.POINTER(_Attention)], ctypes.c_int
     return found
@@ -78,12 +79,30 @@ def gate(gate: Float[Tensor, "*B D"], up: Float[Tensor, "*B D"]) -> Float[Tensor
     return gate
 
 
+def quick_gelu(x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+    """x * sigmoid(1.702 x), rounded after every step."""
+    out = torch.empty_like(x)
+    _must().foveal_quick_gelu(x.data_ptr(), out.data_ptr(), x.numel())
+    return out
+
+
+def rotates(x: Float[Tensor, "T H K"], cos: Float[Tensor, "T 1 K"], sin: Float[Tensor, "T 1 K"]) -> bool:
+    """Whether `rotate` may turn these: heads of a token lie in a row; cosines are bfloat16 or float32."""
+    if cos.dtype == torch.float32 and type(cos) in _PLAIN and type(sin) in _PLAIN:
+        kind = sin.dtype == torch.float32 and cos.is_cpu and sin.is_cpu and cos.is_contiguous() and sin.is_contiguous()
+    else:
+        kind = suits(cos, sin)
+    return kind and x.stride()[1:] == (x.shape[2], 1) and suits(x[:1])
+
+
 def rotate(
     x: Float[Tensor, "T H K"], cos: Float[Tensor, "T 1 K"], sin: Float[Tensor, "T 1 K"]
 ) -> Float[Tensor, "T H K"]:
-    """The halves of every head turned, each product and sum rounded as torch's operators round them."""
-    out = torch.empty_like(x)
-    _must().foveal_rotate(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(), *x.shape)
+    """The halves of every head turned, as torch's operators do it: in bfloat16 with each product and sum rounded, or in
+    float32 with the result rounded."""
+    out = torch.empty(x.shape, dtype=x.dtype)
+    wide = cos.dtype == torch.float32
+    _must().foveal_rotate(x.data_ptr(), x.stride(0), cos.data_ptr(), sin.data_ptr(), wide, out.data_ptr(), *x.shape)
     return out
 
 
