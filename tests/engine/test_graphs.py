@@ -112,12 +112,6 @@ def test_what_engines_promise_of_other_weights(test, tmp_path, tapes):
     assert tapes.plays > 0
 
 
-@slow
-def test_64_mixed_requests(vlm, tapes):
-    plain.test_64_mixed_requests(vlm)
-    assert tapes.plays > 50
-
-
 def test_memory_of_a_failed_request_spoils_nobody(own, tapes):
     """Scores that are no numbers leave keys and values that are none in pages that others get."""
     vlm = own

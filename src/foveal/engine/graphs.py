@@ -167,9 +167,9 @@ class Graphs:
         return False
 
     def _drop(self) -> None:
-        self._steps.clear()
-        if self._capture is not None:
+        if self._steps and self._capture is not None:
             self._capture.forget()
+        self._steps.clear()
         self._scores = None
         self._tensors, self._addresses = [], []
 
