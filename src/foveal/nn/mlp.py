@@ -15,8 +15,6 @@ Activation = Callable[[Tensor], Tensor]
 
 def quick_gelu(x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
     """x * sigmoid(1.702 x), the approximation of GELU that CLIP was trained with."""
-    if rows.suits(x):
-        return rows.quick_gelu(x)
     if x.requires_grad:
         return x * torch.sigmoid(1.702 * x)
     return (1.702 * x).sigmoid_().mul_(x)  # the same numbers, one array instead of three
@@ -35,7 +33,10 @@ class MLP(nn.Module):
         return by_rows(self._rows, x) if isinstance(self.up, PackedLinear) else self._rows(x)
 
     def _rows(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        return self.down(self.activation(self.up(x)))
+        hidden = self.up(x)
+        in_place = self.activation is quick_gelu and rows.suits(hidden)
+        hidden = rows.quick_gelu(hidden) if in_place else self.activation(hidden)  # what was there is free for `down`
+        return self.down(hidden)
 
 
 class GatedMLP(nn.Module):

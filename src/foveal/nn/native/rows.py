@@ -80,10 +80,9 @@ def gate(gate: Float[Tensor, "*B D"], up: Float[Tensor, "*B D"]) -> Float[Tensor
 
 
 def quick_gelu(x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-    """x * sigmoid(1.702 x), rounded after every step."""
-    out = torch.empty_like(x)
-    _must().foveal_quick_gelu(x.data_ptr(), out.data_ptr(), x.numel())
-    return out
+    """x * sigmoid(1.702 x), rounded after every step and written over x: new memory would cost more than all of it."""
+    _must().foveal_quick_gelu(x.data_ptr(), x.data_ptr(), x.numel())
+    return x
 
 
 def rotates(x: Float[Tensor, "T H K"], cos: Float[Tensor, "T 1 K"], sin: Float[Tensor, "T 1 K"]) -> bool:
