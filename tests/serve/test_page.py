@@ -213,13 +213,18 @@ def test_the_conversation_stays_in_the_tab_and_goes_on(page: Any, stand_in: tupl
     assert page.locator("article").count() == 0
 
 
-def test_escape_stops_an_answer(page: Any, stand_in: tuple[StandIn, str]) -> None:
-    api, _ = stand_in
+def begin_answer(page: Any, api: StandIn) -> None:
+    """An answer that has begun, and does not end."""
     api.pieces = ["begun"]
     api.held.set()
     page.fill("#question", "Tell me.")
     page.press("#question", "Enter")
     page.wait_for_selector(".assistant .text:text-is('begun')")
+
+
+def test_escape_stops_an_answer(page: Any, stand_in: tuple[StandIn, str]) -> None:
+    api, _ = stand_in
+    begin_answer(page, api)
     page.keyboard.press("Escape")
     page.wait_for_selector("#send:not([disabled])")
     assert api.left.wait(10)
@@ -228,11 +233,7 @@ def test_escape_stops_an_answer(page: Any, stand_in: tuple[StandIn, str]) -> Non
 
 def test_a_new_conversation_leaves_a_running_answer_behind(page: Any, stand_in: tuple[StandIn, str]) -> None:
     api, _ = stand_in
-    api.pieces = ["begun"]
-    api.held.set()
-    page.fill("#question", "Tell me.")
-    page.press("#question", "Enter")
-    page.wait_for_selector(".assistant .text:text-is('begun')")
+    begin_answer(page, api)
     page.click("#fresh")
     page.wait_for_selector("#send:not([disabled])")
     assert api.left.wait(10)

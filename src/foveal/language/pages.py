@@ -15,7 +15,7 @@ nobody holds it.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, overload
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch import Tensor
 from foveal.core.errors import FovealError
 from foveal.core.shapes import Float
 from foveal.language.cache import Piece, Store
+from foveal.language.layers import Layers
 
 ZEROS, IDLE, RESERVED = 0, 1, 2
 """The page of zeros, the idle page, and how many pages no sequence gets."""
@@ -88,7 +89,7 @@ class Pages:
         return sum(t[0].numel() * t.element_size() for tensors in self._layers for t in tensors)
 
 
-class PagedPiece(Sequence[tuple[Tensor, ...]]):
+class PagedPiece(Layers):
     """What the `tokens` first tokens of some pages left in every layer; it holds the pages."""
 
     def __init__(self, pages: Pages, held: Sequence[Page], tokens: int) -> None:
@@ -97,18 +98,12 @@ class PagedPiece(Sequence[tuple[Tensor, ...]]):
     def __len__(self) -> int:
         return self.pages.depth
 
-    @overload
-    def __getitem__(self, layer: int) -> tuple[Tensor, ...]: ...
-    @overload
-    def __getitem__(self, layer: slice) -> list[tuple[Tensor, ...]]: ...
-    def __getitem__(self, layer: int | slice) -> tuple[Tensor, ...] | list[tuple[Tensor, ...]]:
+    def layer(self, number: int) -> tuple[Tensor, ...]:
         """Each tensor of a layer, [G, n, K] as in every piece: without copying where it lies in one page."""
-        if isinstance(layer, slice):
-            return [self[number] for number in range(*layer.indices(len(self)))]
         size = self.pages.page_tokens
         starts = [page.number * size for page in self.held]
         found = []
-        for tensor in self.pages.tensors(layer):
+        for tensor in self.pages.tensors(number):
             parts = [tensor[start : start + size] for start in starts]
             rows = parts[0] if len(parts) == 1 else torch.cat(parts)
             found.append(rows[: self.tokens].transpose(0, 1))

@@ -9,12 +9,12 @@ than twice the bytes of its pieces.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import overload
 
 import torch
 from torch import Tensor
+
+from foveal.language.layers import Layers
 
 PART_BYTES = 4 * 2**20
 _ALIGNED = 64
@@ -38,7 +38,7 @@ class _Slot:
     index: int
 
 
-class SlabPiece(Sequence[tuple[Tensor, ...]]):
+class SlabPiece(Layers):
     """A piece in a slab. Its tensors are valid until a piece of the slab is made or goes; its room is free again when
     the last reference to it goes."""
 
@@ -48,16 +48,10 @@ class SlabPiece(Sequence[tuple[Tensor, ...]]):
     def __len__(self) -> int:
         return len(self._slab.layers)
 
-    @overload
-    def __getitem__(self, layer: int) -> tuple[Tensor, ...]: ...
-    @overload
-    def __getitem__(self, layer: slice) -> list[tuple[Tensor, ...]]: ...
-    def __getitem__(self, layer: int | slice) -> tuple[Tensor, ...] | list[tuple[Tensor, ...]]:
+    def layer(self, number: int) -> tuple[Tensor, ...]:
         """The tensors of a layer, as they lie in the slab."""
-        if isinstance(layer, slice):
-            return [self[number] for number in range(*layer.indices(len(self)))]
         memory = self._slot.part.memory[self._slot.index]
-        places = self._slab.layers[layer]
+        places = self._slab.layers[number]
         return tuple(memory[start:stop].view(dtype).view(shape) for start, stop, dtype, shape in places)
 
     def __del__(self) -> None:

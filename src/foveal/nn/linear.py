@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from foveal.core.shapes import Float
 from foveal.nn.native import dense
-
-_PLAIN = (Tensor, nn.Parameter)
+from foveal.nn.native.tensors import readable
 
 
 class Linear(nn.Linear):
@@ -22,20 +21,10 @@ def linear(
 ) -> Float[Tensor, "*B O"]:
     """x W^T + b. Weights of bfloat16 on a CPU are read as they lie, at the speed of memory (`nn.native.dense`):
     1.5 times as fast as torch's operator with one row, 1 to 1.7 times with more, on two cores of a Xeon with AMX."""
-    if weight.dtype == torch.bfloat16 and _suits(x, weight, bias):
-        rows = x if x.dim() == 2 else x.flatten(0, -2) if x.dim() > 2 else x[None]
-        if dense.computes(rows.shape[0]):
-            out = dense.product(rows.contiguous(), weight, bias)
+    fixed = (weight,) if bias is None else (weight, bias)
+    if readable(*fixed, dtype=torch.bfloat16):
+        rows = (x if x.dim() == 2 else x.flatten(0, -2) if x.dim() > 2 else x[None]).contiguous()
+        if readable(rows, dtype=torch.bfloat16) and dense.computes(rows.shape[0]):
+            out = dense.product(rows, weight, bias)
             return out if x.dim() == 2 else out.view(*x.shape[:-1], out.shape[1])
     return F.linear(x, weight, bias)
-
-
-def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the kernel may compute this: real tensors in one place, of one type, and no gradients."""
-    if type(x) not in _PLAIN or type(weight) not in _PLAIN or (bias is not None and type(bias) not in _PLAIN):
-        return False  # stand-ins of tracers have no memory
-    same = x.dtype == torch.bfloat16 and (bias is None or (bias.dtype == torch.bfloat16 and bias.is_contiguous()))
-    if not same or not (x.is_cpu and weight.is_cpu) or not weight.is_contiguous() or torch.compiler.is_compiling():
-        return False
-    wanted = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    return not (wanted and torch.is_grad_enabled())

@@ -29,6 +29,15 @@ inline void store(uint16_t* to, __m512 x, __mmask16 some = 0xffff) {
     _mm256_mask_storeu_epi16(to, some, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
+// The sums of the lanes of four vectors.
+inline __m128 across(__m512 a, __m512 b, __m512 c, __m512 d) {
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
 // Working space of a thread that calls.
 class Room {
   public:

@@ -18,7 +18,7 @@
 
 namespace {
 
-using bf::lanes16, bf::lanes32, bf::parts, bf::Room, bf::up, bf::widen;
+using bf::across, bf::lanes16, bf::lanes32, bf::parts, bf::Room, bf::up, bf::widen;
 
 constexpr int64_t kDeep = 32;        // columns of a tile of w
 constexpr int64_t kFew = 64;         // rows of x that pass all of w at once
@@ -325,16 +325,6 @@ bool many(const Call& c, int threads, Room& room) {
     return true;
 }
 #endif
-
-// The sums of the lanes of four vectors.
-__m128 across(__m512 a, __m512 b, __m512 c, __m512 d) {
-    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    const __m512 low = _mm512_shuffle_ps(ab, cd, 0x44), high = _mm512_shuffle_ps(ab, cd, 0xee);
-    const __m512 all = _mm512_add_ps(low, high);
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-}
 
 // Four rows of w from `first` on times X rows of x from `row` on.
 template <int X>

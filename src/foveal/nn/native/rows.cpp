@@ -13,7 +13,7 @@
 
 namespace {
 
-using bf::lanes16, bf::load, bf::parts, bf::Room, bf::rounded, bf::store, bf::up, bf::widen;
+using bf::across, bf::lanes16, bf::load, bf::parts, bf::Room, bf::rounded, bf::store, bf::up, bf::widen;
 
 constexpr int64_t kSmall = 1 << 15;  // values that one thread passes through before two can meet
 constexpr int64_t kChunk = 256;      // keys that a thread takes at a time
@@ -38,15 +38,6 @@ __m512 sigmoid(__m512 x, __m512 one, __m512 sign) {
     const __m512 small = exponential(_mm512_or_ps(x, sign));  // e^-|x|
     const __mmask16 below = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
     return _mm512_div_ps(_mm512_mask_mov_ps(one, below, small), _mm512_add_ps(one, small));
-}
-
-// The sums of the lanes of four vectors.
-__m128 across(__m512 a, __m512 b, __m512 c, __m512 d) {
-    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
 }  // namespace

@@ -10,12 +10,12 @@ from functools import cache
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from foveal.core.errors import FovealError
 from foveal.core.shapes import Float
 from foveal.nn.native.build import ROWS, library
-
-_PLAIN = (Tensor, nn.Parameter)
+from foveal.nn.native.tensors import readable
 
 
 class _Attention(ctypes.Structure):
@@ -51,18 +51,8 @@ def _functions() -> ctypes.CDLL | None:
 
 
 def suits(*tensors: Tensor) -> bool:
-    """Whether the kernel is there and may compute with these: real, bfloat16, contiguous, on a CPU, no gradients."""
-    grad = torch.is_grad_enabled()
-    for tensor in tensors:
-        if (
-            tensor.dtype != torch.bfloat16
-            or type(tensor) not in _PLAIN  # stand-ins of tracers have no memory
-            or not tensor.is_cpu
-            or not tensor.is_contiguous()
-            or (grad and tensor.requires_grad)
-        ):
-            return False
-    return _functions() is not None and not torch.compiler.is_compiling()
+    """Whether the kernel is there and may compute with these, which have to be bfloat16."""
+    return readable(*tensors, dtype=torch.bfloat16) and _functions() is not None
 
 
 def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float) -> Float[Tensor, "*B D"]:
@@ -87,11 +77,8 @@ def quick_gelu(x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
 
 def rotates(x: Float[Tensor, "T H K"], cos: Float[Tensor, "T 1 K"], sin: Float[Tensor, "T 1 K"]) -> bool:
     """Whether `rotate` may turn these: heads of a token lie in a row; cosines are bfloat16 or float32."""
-    if cos.dtype == torch.float32 and type(cos) in _PLAIN and type(sin) in _PLAIN:
-        kind = sin.dtype == torch.float32 and cos.is_cpu and sin.is_cpu and cos.is_contiguous() and sin.is_contiguous()
-    else:
-        kind = suits(cos, sin)
-    return kind and x.stride()[1:] == (x.shape[2], 1) and suits(x[:1])
+    kind = torch.float32 if cos.dtype == torch.float32 else torch.bfloat16
+    return x.stride()[1:] == (x.shape[2], 1) and suits(x[:1]) and readable(cos, sin, dtype=kind)
 
 
 def rotate(
@@ -156,5 +143,5 @@ def attend(
 def _must() -> ctypes.CDLL:
     functions = _functions()
     if functions is None:
-        raise RuntimeError("the kernel is not there; ask `suits` first")
+        raise FovealError("the kernel for rows of bfloat16 is not there; ask `suits` first.")
     return functions
