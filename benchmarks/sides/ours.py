@@ -80,7 +80,7 @@ def build() -> dict[str, Any]:
         if len(packed.patches) != (side_px // 14) ** 2:
             raise ValueError(f"a picture of {side_px} px gives {len(packed.patches)} patches: resized")
         begun = time.perf_counter()
-        model.network.see(packed)
+        model.prepared.see(packed)
         return [time.perf_counter() - begun]
 
     def first(side_px: int, tokens: int) -> list[float]:

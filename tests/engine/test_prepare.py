@@ -14,7 +14,9 @@ from foveal.families.describe import families
 from foveal.families.load import random_network
 from foveal.families.qwen2_vl import FAMILY as QWEN2_VL
 from foveal.families.vlm import VLM
+from foveal.nn import compact
 from foveal.nn import packed as packed_layers
+from foveal.nn.compact import CompactLinear
 from foveal.nn.joined import Joint
 from foveal.nn.lora import adapted
 from foveal.nn.native import dense
@@ -267,23 +269,76 @@ def no_tiles(monkeypatch):
 
 def test_a_loaded_model_prepares_itself_and_saves_what_it_loaded(tmp_path, no_tiles):
     model = foveal.load(device="cpu", prepare=True)
-    before = values(model.network)
+    before = values(model.prepared)
     question = [{"role": "user", "content": "What is a crown?"}]
     first = model.chat(question, max_tokens=8, temperature=0)
     again = model.chat(question, max_tokens=8, temperature=0)
-    assert packed_parts(model.network) == {"language"} and first.raw == again.raw
+    assert packed_parts(model.prepared) == {"language"} and first.raw == again.raw
     model.save(tmp_path / "model")
-    assert is_prepared(model.network)
-    loaded = foveal.load(tmp_path / "model", device="cpu")
+    assert is_prepared(model.prepared)
+    loaded = foveal.load(tmp_path / "model", device="cpu", prepare=False)
     assert loaded.chat(question, max_tokens=8, temperature=0).raw == first.raw
     assert not is_prepared(loaded.network)
     after = loaded.network.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(t, before[n]) for n, t in after.items())
 
 
-def test_with_tiles_weights_stay_as_they_are(monkeypatch):
-    monkeypatch.setattr(dense, "way", lambda: dense.TILES)
-    assert not foveal.load(device="cpu", prepare=True).network.language._forward_pre_hooks
+QUESTION = [{"role": "user", "content": "What is a crown?"}]
+
+
+@pytest.fixture
+def compact_here(monkeypatch):
+    """Layers of the small model gain too."""
+    if dense.way() != dense.TILES:
+        pytest.skip("compact weights need tiles (AMX)")
+    monkeypatch.setattr(compact, "SMALLEST", 1)
+
+
+def compact_layers(network):
+    return [name for name, m in network.named_modules() if isinstance(m, CompactLinear)]
+
+
+def test_with_tiles_a_model_gets_the_compact_form_and_keeps_every_bit(tmp_path, compact_here):
+    plain = foveal.load(device="cpu", dtype="bfloat16", prepare=False)
+    model = foveal.load(device="cpu", dtype="bfloat16")
+    packed = model.process(QUESTION)
+    with torch.inference_mode():
+        expected = plain.forward(packed).logits
+        for _ in range(3):  # before, while and after it is prepared
+            assert torch.equal(model.forward(packed).logits, expected)
+    said = [m.chat(QUESTION, max_tokens=12, temperature=0) for m in (plain, model, model)]
+    assert len({answer.raw for answer in said}) == 1
+    found = compact_layers(model.prepared)
+    assert any("mlp.down" in name for name in found) and all(name.startswith("language") for name in found)
+    model.save(tmp_path / "model")
+    assert compact_layers(model.prepared) == found
+    after = foveal.load(tmp_path / "model", device="cpu").network.state_dict()
+    assert all(torch.equal(t, after[n]) for n, t in plain.network.state_dict().items())
+
+
+def test_who_asks_for_the_network_gets_it_as_it_was_loaded(compact_here):
+    model = foveal.load(device="cpu", dtype="bfloat16")
+    before = model.chat(QUESTION, max_tokens=12, temperature=0)
+    assert is_prepared(model.prepared)
+    network = model.network
+    assert network is model.prepared and not is_prepared(network)
+    with torch.no_grad():
+        network.language.norm.weight.zero_()
+    assert model.chat(QUESTION, max_tokens=12, temperature=0).raw != before.raw
+    assert not is_prepared(model.network)  # for good
+
+
+def test_small_layers_stay_as_they_are():
+    """They lie in a processor's cache: the model that ships has no other ones."""
+    model = foveal.load(device="cpu")
+    model.chat(QUESTION, max_tokens=4)
+    assert not is_prepared(model.prepared)
+
+
+def test_a_model_that_is_not_to_be_prepared(compact_here):
+    model = foveal.load(device="cpu", dtype="bfloat16", prepare=False)
+    model.chat(QUESTION, max_tokens=4)
+    assert not is_prepared(model.prepared)
 
 
 def test_other_types_are_left_alone(no_tiles):

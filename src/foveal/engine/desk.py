@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from foveal.core.packed import Packed
 from foveal.engine.engine import Engine
@@ -47,6 +48,12 @@ class Desk:
                 self._end(numbers, [id for id, number in numbers.items() if id in over or ended(number)])
         finally:
             self._end(numbers, [*numbers])
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Nothing is computed meanwhile."""
+        with self._lock:
+            yield
 
     def _step(self) -> None:
         for event in self.engine.step():

@@ -47,9 +47,9 @@ class Engine:
     def __init__(self, model: "Model", options: EngineOptions = EngineOptions()) -> None:  # noqa: B008 (frozen)
         self.options = options
         # The parts of the model, not the model: it holds an engine itself, and is to be gone when its user drops it.
-        self._network, self._stops, self._answer = model.network, model.stop_ids, model.answer_tokens
-        config = model.network.language.config
-        token_bytes = config.cache_values * model.network.dtype.itemsize
+        self._network, self._stops, self._answer = model.prepared, model.stop_ids, model.answer_tokens
+        config = model.prepared.language.config
+        token_bytes = config.cache_values * model.prepared.dtype.itemsize
         context = model.family.context(model.config)
         size = options.block_tokens * token_bytes
         if options.cache_bytes is None:
@@ -61,12 +61,12 @@ class Engine:
                 f"cache_bytes is {options.cache_bytes}, but one block of {options.block_tokens} tokens takes {size} "
                 "bytes; raise it."
             )
-        self._graphs = graphs_for(model.network, options, total, size)
+        self._graphs = graphs_for(model.prepared, options, total, size)
         pages = None if self._graphs is None else self._graphs.pages
         self._pool = BlockPool(total if pages is None else pages.total, options.block_tokens)
         self._vision = VisionCache(options.vision_cache_bytes)
         self._scheduler = Scheduler(options, self._pool, self._vision, depth=config.depth, pages=pages)
-        self._runner = Runner(model.network, self._vision, self._graphs)
+        self._runner = Runner(model.prepared, self._vision, self._graphs)
         self._context = context
         self._banned_ids = model.processor.banned_ids
         self._banned = torch.tensor(sorted(self._banned_ids), dtype=torch.long)

@@ -31,7 +31,7 @@ def load(
     adapter: str | Path | None = None,
     engine: EngineOptions | None = None,
     quantize: str | Quantization | None = None,
-    prepare: bool = False,
+    prepare: bool | None = None,
 ) -> Model: ...
 
 
@@ -46,7 +46,7 @@ def load(
     adapter: str | Path | None = None,
     engine: EngineOptions | None = None,
     quantize: str | Quantization | None = None,
-    prepare: bool = False,
+    prepare: bool | None = None,
 ) -> Any: ...
 
 
@@ -60,7 +60,7 @@ def load(
     adapter: str | Path | None = None,
     engine: EngineOptions | None = None,
     quantize: str | Quantization | None = None,
-    prepare: bool = False,
+    prepare: bool | None = None,
 ) -> Any:
     """Opens a model.
 
@@ -75,9 +75,9 @@ def load(
         engine: bounds of the engine of a model that answers questions: memory, tokens of a step, guesses.
         quantize: "int8" or "int4" rounds the language model's linear layers while they are opened; `Quantization`
             names other parts and group sizes.
-        prepare: put weights of bfloat16 in the order that computes fastest, while the model answers, on a CPU for which
-            the own kernel is not the fastest as it is: one without tiles (AMX), or without a compiler
-            (`foveal.engine.prepare`). Answers change by roundings meanwhile, and it cannot be trained: only if asked.
+        prepare: give linear layers the form that computes fastest, while the model answers (`foveal.engine.prepare`).
+            None: where no bit of an answer changes by it, which is in bfloat16 on a CPU with tiles (AMX). True: also
+            on CPUs where answers change by roundings meanwhile. False: never.
 
     Returns:
         `Model` for what answers questions, `Classifier` for what names pictures, `Dual` for what compares pictures

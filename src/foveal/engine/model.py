@@ -1,7 +1,7 @@
 """`foveal.load` and what it returns: a model to talk to."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from foveal.engine.answer import Answer, Usage
 from foveal.engine.desk import Desk
 from foveal.engine.engine import Engine
 from foveal.engine.options import EngineOptions
-from foveal.engine.prepare import Gradual, restored
+from foveal.engine.prepare import Gradual, compact, restored
 from foveal.engine.quantize import quantized
 from foveal.engine.request import Event, Sampling, answer_tokens, stop_ids
 from foveal.engine.speech import Speech
@@ -24,6 +24,7 @@ from foveal.families.load import Loaded, save_folder
 from foveal.families.load import load as load_folder
 from foveal.families.quantize import Quantization
 from foveal.families.vlm import VLM, Output
+from foveal.nn.compact import compacts
 from foveal.nn.native import dense
 from foveal.nn.packed import packs
 from foveal.nn.quantized_linear import QuantizedLinear
@@ -41,7 +42,7 @@ def load(
     adapter: str | Path | None = None,
     engine: EngineOptions | None = None,
     quantize: str | Quantization | None = None,
-    prepare: bool = False,
+    prepare: bool | None = None,
 ) -> "Model":
     """Opens a model that answers questions. `foveal.load` opens the others too.
 
@@ -56,9 +57,9 @@ def load(
         engine: bounds of the engine that answers: memory, tokens of a step, guesses.
         quantize: "int8" or "int4" rounds the language model's linear layers while they are opened; `Quantization`
             names other parts and group sizes.
-        prepare: put weights of bfloat16 in the order that computes fastest, while the model answers, on a CPU for which
-            the own kernel is not the fastest as it is: one without tiles (AMX), or without a compiler
-            (`foveal.engine.prepare`). Answers change by roundings meanwhile, and it cannot be trained: only if asked.
+        prepare: give linear layers the form that computes fastest, while the model answers (`foveal.engine.prepare`).
+            None: where no bit of an answer changes by it, which is in bfloat16 on a CPU with tiles (AMX). True: also
+            on CPUs where answers change by roundings meanwhile. False: never.
 
     Raises:
         HubError: the name is no folder and cannot be fetched.
@@ -83,13 +84,15 @@ def _known(options: Mapping[str, Any], names: Sequence[str]) -> None:
             raise InputError(f"unknown option {name!r}; {neighbours(name, names)}")
 
 
-def _gains(network: VLM) -> bool:
-    """Whether packing makes a network faster here: not quantized layers, which have a form of their own, and not plain
-    ones where the own kernel uses tiles, which it reads as fast."""
+def _gradual(network: VLM, prepare: bool | None) -> Gradual | None:
+    """What prepares a network while it answers; None where nothing is gained, or it is not wanted."""
+    if prepare is False:
+        return None
+    if dense.way() == dense.TILES:
+        return Gradual(network, compact) if any(map(compacts, network.language.modules())) else None
     layers = list(network.modules())
-    if dense.way() == dense.TILES or any(isinstance(layer, QuantizedLinear) for layer in layers):
-        return False
-    return any(map(packs, layers))
+    quantized = any(isinstance(layer, QuantizedLinear) for layer in layers)  # they have a form of their own
+    return Gradual(network) if prepare and not quantized and any(map(packs, layers)) else None
 
 
 def default_device() -> str:
@@ -109,7 +112,8 @@ class Model:
     ask at once; their answers are computed together.
 
     Attributes:
-        network: the torch module (`vision`, `adapter`, `language`).
+        network: the torch module (`vision`, `adapter`, `language`), as it was loaded.
+        prepared: the same module in the form that answers, whose layers may be no matrices; not to be changed.
         processor: messages to `Packed`, and ids back to text and boxes.
         family, config: what it is.
         sampling: the defaults of `chat`, `stream` and `generate`, from generation_config.json.
@@ -123,17 +127,15 @@ class Model:
         *,
         budget: MediaBudget,
         engine: EngineOptions = EngineOptions(),  # noqa: B008 (frozen)
-        prepare: bool = False,
+        prepare: bool | None = False,
     ) -> None:
         if not isinstance(loaded.network, VLM) or not isinstance(loaded.processor, Processor):
             raise ConfigError(
                 f"{loaded.folder} holds a {loaded.family.name} model, which answers no questions; "
                 "foveal.load() gives it with what it can do."
             )
-        self.network: VLM = loaded.network
-        self._prepares = prepare and _gains(self.network)
-        if self._prepares:
-            Gradual(self.network)
+        self.prepared: VLM = loaded.network
+        self._gradual = _gradual(loaded.network, prepare)
         self.processor: Processor = loaded.processor
         self.family, self.config = loaded.family, loaded.config
         self.generation, self.budget, self.options = loaded.generation, budget, engine
@@ -141,6 +143,15 @@ class Model:
         self.answer_tokens = answer_tokens(loaded.generation, DEFAULT_TOKENS)
         self.stop_ids = stop_ids(loaded.generation, self.processor.end_of_turn) | self.processor.stop_ids
         self._desk = Desk(Engine(self, engine))
+
+    @property
+    def network(self) -> VLM:
+        """The torch module as it was loaded. Asking for it ends its preparation: it may be changed from then on."""
+        if self._gradual is not None:
+            with self._desk.between_steps():
+                self._gradual.end()
+                self._gradual = None
+        return self.prepared
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -157,7 +168,7 @@ class Model:
 
     def forward(self, batch: Packed, *, keep: Iterable[str] = ()) -> Output:
         """Scores of the next token after every token; see `VLM.forward` for the names in `keep`."""
-        return self.network(batch, keep=keep)
+        return self.prepared(batch, keep=keep)
 
     def generate(self, batch: Packed, *, chunk: int | None = None, **options: Any) -> list[list[int]]:
         """Token ids of one answer for every sequence of the batch, the closing token included.
@@ -200,16 +211,20 @@ class Model:
 
     def save(self, folder: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
         """Writes the model in the official layout, which other libraries open unchanged."""
-        with restored(self.network) if self._prepares else nullcontext():
+        with self._desk.between_steps(), self._as_loaded():
             save_folder(
                 Path(folder),
                 family=self.family,
                 config=self.config,
-                network=self.network,
+                network=self.prepared,
                 processor=self.processor,
                 generation=self.generation,
                 shard_bytes=shard_bytes,
             )
+
+    def _as_loaded(self) -> AbstractContextManager[None]:
+        """The network is as it was loaded meanwhile."""
+        return nullcontext() if self._gradual is None else restored(self.prepared, self._gradual.replace)
 
     def _split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Options of processing, and options of sampling."""

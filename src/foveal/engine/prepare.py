@@ -23,6 +23,7 @@ from foveal.core.errors import ConfigError
 from foveal.engine.prefix import weights_key as fingerprint
 from foveal.families.vlm import VLM
 from foveal.language.decoder import Decoder
+from foveal.nn.compact import CompactLinear, compacts
 from foveal.nn.joined import Joint, apart, join, joinable
 from foveal.nn.linear import Linear
 from foveal.nn.lora import LoraLinear, UpdatedLinear
@@ -47,6 +48,11 @@ class Reversible(Protocol):
 def pack(name: str, layer: nn.Linear) -> nn.Module | None:  # noqa: ARG001
     """The packed form of a layer where there is one."""
     return PackedLinear(layer) if packs(layer) else None
+
+
+def compact(name: str, layer: nn.Linear) -> nn.Module | None:
+    """The compact form of a layer of a language model where there is one; a tower computes more than it reads."""
+    return CompactLinear.of(layer) if name.startswith("language.") and compacts(layer) else None
 
 
 def prepare(network: nn.Module, replace: Replace = pack) -> None:
@@ -117,7 +123,7 @@ class Gradual:
         self.replace, self.step_bytes = replace, step_bytes
         self._files: MappedFiles | None = None
         self._used: dict[str, Iterator[int]] = {}
-        network.language.register_forward_pre_hook(self._before)
+        self._hooks = [network.language.register_forward_pre_hook(self._before)]
         self._watch(network.language, ("language",))
         self._watch(network.vision, ("adapter", "vision"))
 
@@ -141,6 +147,16 @@ class Gradual:
         _ORIGINALS.setdefault(network, {})[fingerprint(network)] = before
         return True
 
+    def end(self) -> None:
+        """Undoes what was done, and does no more."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._used.clear()
+        network = self._network()
+        if network is not None and is_prepared(network):
+            restore(network)
+
     def _before(self, *_: Any) -> None:
         if not torch.is_grad_enabled():
             self.advance()
@@ -153,11 +169,13 @@ class Gradual:
             if torch.is_grad_enabled() or network is None:
                 return
             hook.remove()
+            self._hooks.remove(hook)
             self._files = self._files or MappedFiles()
             for part in parts:
                 self._used[part] = _steps(part, getattr(network, part), self.replace, self._files)
 
         hook = module.register_forward_hook(begin)
+        self._hooks.append(hook)
 
 
 def _steps(name: str, owner: nn.Module, replace: Replace, files: MappedFiles) -> Iterator[int]:

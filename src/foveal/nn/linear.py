@@ -22,10 +22,20 @@ def linear(
     """x W^T + b. Weights of bfloat16 on a CPU are read as they lie, at the speed of memory (`nn.native.dense`):
     1.5 to 1.7 times as fast as torch's operator with up to 16 rows on two cores of a Xeon with AMX, and mostly faster
     with more (`benchmarks/linear.py`)."""
-    fixed = (weight,) if bias is None else (weight, bias)
-    if readable(*fixed, dtype=torch.bfloat16):
-        rows = (x if x.dim() == 2 else x.flatten(0, -2) if x.dim() > 2 else x[None]).contiguous()
-        if readable(rows, dtype=torch.bfloat16) and dense.computes(rows.shape[0]):
-            out = dense.product(rows, weight, bias)
-            return out if x.dim() == 2 else out.view(*x.shape[:-1], out.shape[1])
+    if readable(weight, dtype=torch.bfloat16):
+        out = by_kernel(x, weight, bias)
+        if out is not None:
+            return out
     return F.linear(x, weight, bias)
+
+
+def by_kernel(
+    x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"] | dense.Compact, bias: Float[Tensor, "O"] | None
+) -> Float[Tensor, "*B O"] | None:
+    """x W^T + b with a weight that compiled code may read; None where the own kernel cannot, or had better not."""
+    rows = (x if x.dim() == 2 else x.flatten(0, -2) if x.dim() > 2 else x[None]).contiguous()
+    others = (rows,) if bias is None else (rows, bias)
+    if not readable(*others, dtype=torch.bfloat16) or not dense.computes(rows.shape[0]):
+        return None
+    out = dense.product(rows, weight, bias)
+    return out if x.dim() == 2 else out.view(*x.shape[:-1], out.shape[1])

@@ -5,14 +5,13 @@ On two cores of a Xeon with AMX a call with 1 to 16 rows takes 0.75 of the time,
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.core.errors import ConfigError
 from foveal.core.shapes import Float
+from foveal.nn.formed import FormedLinear
 from foveal.nn.linear import Linear
 from foveal.nn.native import rows
 
@@ -32,13 +31,11 @@ def packs(layer: nn.Module) -> bool:
     )
 
 
-class PackedLinear(nn.Module):
-    """A linear layer with a packed weight. The bias stays a parameter; the weight is no parameter any more."""
+class PackedLinear(FormedLinear):
+    """A linear layer with a packed weight."""
 
     def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.bias = layer.bias
+        super().__init__(layer)
         self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().contiguous(), None)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
@@ -55,19 +52,9 @@ class PackedLinear(nn.Module):
     def _run(self, x: Tensor, activation: str) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [], "")
 
-    def unpacked(self) -> nn.Linear:
-        """The layer that was packed, with exactly its values."""
-        with torch.device("meta"):
-            layer = Linear(self.in_features, self.out_features, bias=self.bias is not None)
-        layer.weight = nn.Parameter(self.packed.to_dense(), requires_grad=False)
-        layer.bias = self.bias
-        return layer.train(self.training)
-
-    def _save_to_state_dict(self, *_: Any, **__: Any) -> None:
-        raise ConfigError("a packed layer has no tensor of its own; undo the preparation of the network before saving.")
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        raise ConfigError("a packed layer keeps its type and device; undo the preparation of the network first.")
+    def values(self) -> Float[Tensor, "O I"]:
+        """The weight, every bit of it."""
+        return self.packed.to_dense()
 
 
 def by_rows(compute: Callable[[Tensor], Tensor], x: Float[Tensor, "T D"]) -> Float[Tensor, "T O"]:

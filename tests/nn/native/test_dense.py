@@ -80,3 +80,83 @@ def test_what_is_not_finite_stays_in_its_row(way):
 @native
 def test_no_rows_give_no_rows():
     assert dense.product(torch.empty(0, 64, dtype=torch.bfloat16), torch.ones(8, 64).bfloat16()).shape == (0, 8)
+
+
+TILES = pytest.mark.skipif(dense.TILES not in WAYS, reason="compact weights need tiles (AMX)")
+
+
+def bits(tensor):
+    return tensor.contiguous().view(torch.int16)
+
+
+@TILES
+@given(
+    st.sampled_from(EDGES) | st.integers(1, 200),
+    st.sampled_from((1, 2, 31, 32, 33, 64, 100, 1176, 1568)) | st.integers(1, 300),
+    st.floats(1e-30, 1e30),
+)
+def test_a_compact_weight_is_the_weight(rows, columns, scale):
+    g = torch.Generator().manual_seed(rows * 31 + columns)
+    weight = (torch.randn(rows, columns, generator=g) * scale).bfloat16()
+    compact = dense.compacted(weight)
+    assert compact is not None and torch.equal(bits(dense.opened(compact)), bits(weight))
+
+
+@TILES
+@given(
+    st.sampled_from(EDGES) | st.integers(1, 400),
+    st.sampled_from(EDGES) | st.integers(1, 200),
+    st.sampled_from((1, 2, 31, 32, 33, 64, 100, 1176, 1568, 3100)) | st.integers(1, 300),
+    st.booleans(),
+)
+def test_compact_weights_change_no_bit(count, rows, columns, bias):
+    x, weight, b = tensors(count, rows, columns, bias=bias)
+    compact = dense.compacted(weight)
+    assert torch.equal(bits(dense.product(x, compact, b)), bits(dense.product(x, weight, b)))
+
+
+@TILES
+def test_outliers_keep_every_bit():
+    """Values far from all others, zeros of both signs and what is no number stand in the list."""
+    weight = tensors(1, 96, 640, bias=False)[1]
+    odd = (0.0, -0.0, 1e-40, -3e38, float("inf"), float("-inf"), float("nan"), 1e-20, 2.0**100)
+    for number, value in enumerate(odd):
+        weight[number * 7 % 96, number * 71 % 640] = value
+    weight[95, 639] = weight[0, 0] = 2.0**90
+    compact = dense.compacted(weight)
+    assert len(compact.outliers) >= len(odd) - 3
+    assert torch.equal(bits(dense.opened(compact)), bits(weight))
+    x = tensors(70, 96, 640, bias=False)[0]
+    for count in (1, 16, 40, 70):
+        found, plain = (dense.product(x[:count].contiguous(), w) for w in (compact, weight))
+        assert torch.equal(found.isnan(), plain.isnan())
+        assert torch.equal(bits(found)[~plain.isnan()], bits(plain)[~plain.isnan()])
+
+
+@TILES
+def test_what_has_too_many_exponents_stays_as_it_is():
+    g = torch.Generator().manual_seed(0)
+    assert (
+        dense.compacted(torch.randint(-(2**15), 2**15, (64, 64), dtype=torch.int16, generator=g).view(torch.bfloat16))
+        is None
+    )
+
+
+@TILES
+def test_a_compact_weight_takes_three_quarters():
+    weight = tensors(1, 1024, 1536, bias=False)[1]
+    assert dense.compacted(weight).nbytes < 0.755 * weight.nbytes  # 0.7521
+
+
+@TILES
+def test_threads_change_no_bit_of_compact_products():
+    x, weight, bias = tensors(70, 1000, 640, bias=True)
+    compact, before = dense.compacted(weight), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found += [dense.product(x, compact, bias), dense.product(x[:3], compact, bias)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(found, found[2:], strict=False))

@@ -128,9 +128,9 @@ def bench(model: Model, options: BenchOptions = BenchOptions(), *, name: str = "
 class _Bench:
     def __init__(self, model: Model, options: BenchOptions) -> None:
         self.model, self.options = model, options
-        self.device, self.dtype = model.network.device, model.network.dtype
+        self.device, self.dtype = model.prepared.device, model.prepared.dtype
         item = self.dtype.itemsize
-        language, tower = (weight_bytes(part, item) for part in (model.network.language, model.network.vision))
+        language, tower = (weight_bytes(part, item) for part in (model.prepared.language, model.prepared.vision))
         self.estimate = Estimate(model.family, model.config, weight_bytes=language, tower_bytes=tower, cache_item=item)
         self.context = model.family.context(model.config)
         self.rng = np.random.default_rng(0)
@@ -150,7 +150,7 @@ class _Bench:
         return Report(
             model=name,
             device=str(self.device),
-            dtype=type_name(self.model.network, self.dtype),
+            dtype=type_name(self.model.prepared, self.dtype),
             threads=torch.get_num_threads(),
             torch=torch.__version__,
             roofs=roofs,
@@ -179,7 +179,7 @@ class _Bench:
 
     def vision(self, packed: Packed) -> Timing:
         with torch.inference_mode():
-            turns = self.turns(lambda: self.model.network.see(packed))
+            turns = self.turns(lambda: self.model.prepared.see(packed))
         tokens = sum(m.tokens for m in packed.media)
         return timed("vision", f"{self.options.image_px} px, {len(packed.patches)} patches", turns, tokens, "tokens")
 

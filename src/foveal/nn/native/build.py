@@ -19,7 +19,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-HEADERS = ("bfloat.h", "tiles.h")
+HEADERS = ("bfloat.h", "compact.h", "dense.h", "tiles.h")
 AVX512 = frozenset(("avx512f", "avx512bw", "avx512dq", "avx512vl"))
 
 
