@@ -52,7 +52,7 @@ def vision_child(side_px: int) -> None:
         forget_peak()
         before = memory("VmRSS")
         with torch.inference_mode():
-            model.network.see(packed)
+            model.prepared.see(packed)
         print(json.dumps({"patches": len(packed.patches), "peak": memory("VmHWM") - before}), flush=True)
         return len(packed.patches)
 
@@ -149,8 +149,8 @@ def quantized(form: str) -> None:
     model.generate(
         model.process([{"role": "user", "content": "the " * 300}]), max_tokens=32, temperature=0, ignore_eos=True
     )
-    weights = sum(b.nbytes for b in model.network.language.buffers()) + sum(
-        p.nbytes for p in model.network.language.parameters()
+    weights = sum(b.nbytes for b in model.prepared.language.buffers()) + sum(
+        p.nbytes for p in model.prepared.language.parameters()
     )
     print(
         f"{form}: {memory('VmRSS'):.2f} GB now ({memory('RssAnon'):.2f} of it not in files), {memory('VmHWM'):.2f} at "

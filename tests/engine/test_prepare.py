@@ -328,6 +328,17 @@ def test_who_asks_for_the_network_gets_it_as_it_was_loaded(compact_here):
     assert not is_prepared(model.network)  # for good
 
 
+def test_all_at_once_on_demand(compact_here):
+    model = foveal.load(device="cpu", dtype="bfloat16")
+    model.prepare()
+    assert not is_prepared(model.prepared)  # nothing has worked yet
+    said = model.chat(QUESTION, max_tokens=1, temperature=0)
+    model.prepare()
+    assert len(compact_layers(model.prepared)) > 4 * len(model.prepared.language.layers)
+    assert model.chat(QUESTION, max_tokens=1, temperature=0).raw == said.raw
+    foveal.load(device="cpu", prepare=False).prepare()
+
+
 def test_small_layers_stay_as_they_are():
     """They lie in a processor's cache: the model that ships has no other ones."""
     model = foveal.load(device="cpu")

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from foveal.core.errors import FovealError
+from foveal.language.attention import NormedAttention
 from foveal.language.cache import Cache, Store
 from foveal.language.config import DecoderConfig
-from foveal.language.decoder import Decoder, NormedAttention
+from foveal.language.decoder import Decoder
 from foveal.language.fixed import FixedCache, FixedStep, has_fixed_shapes
 from foveal.language.pages import IDLE, ZEROS, PagedStore, Pages
 from foveal.nn.mlp import GatedMLP

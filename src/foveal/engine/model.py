@@ -153,6 +153,12 @@ class Model:
                 self._gradual = None
         return self.prepared
 
+    def prepare(self) -> None:
+        """Prepares at once what would be prepared before the next steps: all parts that have worked so far."""
+        if self._gradual is not None:
+            with self._desk.between_steps():
+                self._gradual.finish()
+
     @property
     def special_ids(self) -> frozenset[int]:
         """Ids that no text of a user, tool or file can become."""

@@ -147,6 +147,11 @@ class Gradual:
         _ORIGINALS.setdefault(network, {})[fingerprint(network)] = before
         return True
 
+    def finish(self) -> None:
+        """Prepares all of the parts that have worked."""
+        while self.advance():
+            pass
+
     def end(self) -> None:
         """Undoes what was done, and does no more."""
         for hook in self._hooks:

@@ -325,7 +325,8 @@ def build(config: Config) -> "VLM":
 
     from foveal.adapter.tiles import TileAdapter
     from foveal.families.deepseek_vl2_network import TiledVLM
-    from foveal.language.decoder import Attention, Decoder, rotary
+    from foveal.language.attention import Attention
+    from foveal.language.decoder import Decoder, rotary
     from foveal.language.latent_attention import LatentAttention, latent_rotary
     from foveal.nn.mlp import GatedMLP
     from foveal.nn.moe import MoE

@@ -180,7 +180,8 @@ def build(config: Config) -> "VLM":
     """The network; torch comes in here, so that reading a configuration does without."""
     from foveal.adapter.stacked import StackedMerger
     from foveal.families.qwen3_vl_network import StackedVLM, feed_forward, rotary
-    from foveal.language.decoder import Decoder, NormedAttention
+    from foveal.language.attention import NormedAttention
+    from foveal.language.decoder import Decoder
     from foveal.vision.stack import StackTower
 
     vision, language = config.vision, config.language

@@ -19,6 +19,15 @@ Piece = Sequence[tuple[Tensor, ...]]
 """What some tokens left in every layer: each tensor [G, n, K], heads first."""
 
 
+Kind = tuple[int, int, torch.dtype, torch.device]
+"""Heads, head size, type and place of what tokens leave."""
+
+
+def kinds_of(new: Sequence[Float[Tensor, "T G _"]]) -> list[Kind]:
+    """The kinds of what new tokens leave."""
+    return [(n.shape[1], n.shape[2], n.dtype, n.device) for n in new]
+
+
 class Store:
     """What the tokens of one sequence have left in every layer (keys and values, or whatever attention keeps).
 
@@ -38,14 +47,23 @@ class Store:
     def write(self, layer: int, *new: Float[Tensor, "T G _"]) -> tuple[Float[Tensor, "G S _"], ...]:
         """Adds what T new tokens leave behind the `length` that are there; returns each for all tokens, heads first."""
         start, stop = self.length, self.length + len(new[0])
-        tensors = self.room(layer, stop, new)
+        tensors = self.room(layer, stop, kinds_of(new))
         for tensor, values in zip(tensors, new, strict=True):
             tensor[:, start:stop] = values.transpose(0, 1)
         return tuple(tensor[:, :stop] for tensor in tensors)
 
-    def room(self, layer: int, stop: int, like: Sequence[Float[Tensor, "T G _"]]) -> tuple[Float[Tensor, "G C _"], ...]:
+    def room(self, layer: int, stop: int, kinds: Sequence[Kind]) -> tuple[Float[Tensor, "G C _"], ...]:
         """A layer's tensors with room for `stop` tokens, for somebody who writes there before the next `advance`."""
-        return self._room(layer, stop, [(n.shape[1], n.shape[2], n.dtype, n.device) for n in like])
+        tensors = self._layers[layer]
+        if tensors and tensors[0].shape[1] >= stop:
+            return tensors
+        if stop > self.capacity:
+            self.capacity = max(stop, 2 * self.length)
+        made = tuple(torch.empty(g, self.capacity, k, dtype=dtype, device=device) for g, k, dtype, device in kinds)
+        for large, small in zip(made, tensors, strict=False):
+            large[:, : self.length] = small[:, : self.length]
+        self._layers[layer] = made
+        return made
 
     def cut(self, starts: Sequence[int], size: int) -> list[Piece]:
         """Copies of what `size` tokens from each of `starts` on left. The store is empty then.
@@ -67,7 +85,7 @@ class Store:
         for piece in pieces:
             stop = self.length + piece[0][0].shape[1]
             for layer, values in enumerate(piece):
-                tensors = self._room(layer, stop, [(v.shape[0], v.shape[2], v.dtype, v.device) for v in values])
+                tensors = self.room(layer, stop, [(v.shape[0], v.shape[2], v.dtype, v.device) for v in values])
                 for tensor, value in zip(tensors, values, strict=True):
                     tensor[:, self.length : stop] = value
             self.length = stop
@@ -80,20 +98,6 @@ class Store:
     def bytes(self) -> int:
         """Memory in use."""
         return sum(t.numel() * t.element_size() for tensors in self._layers for t in tensors)
-
-    def _room(
-        self, layer: int, stop: int, kinds: Sequence[tuple[int, int, torch.dtype, torch.device]]
-    ) -> tuple[Tensor, ...]:
-        tensors = self._layers[layer]
-        if tensors and tensors[0].shape[1] >= stop:
-            return tensors
-        if stop > self.capacity:
-            self.capacity = max(stop, 2 * self.length)
-        made = tuple(torch.empty(g, self.capacity, k, dtype=dtype, device=device) for g, k, dtype, device in kinds)
-        for large, small in zip(made, tensors, strict=False):
-            large[:, : self.length] = small[:, : self.length]
-        self._layers[layer] = made
-        return made
 
 
 class Cache:
@@ -141,7 +145,7 @@ class Cache:
         kernel = rows.suits(q, k, v) and all(store.in_a_row for store in self.stores)
         few = [i for i, (a, b) in enumerate(spans) if 0 < b - a <= FEW] if kernel else []
         chosen = [row for i in few for row in range(*spans[i])]
-        held = [held for i in few for held in self._held(layer, i, spans[i], (k, v))]
+        held = [held for i in few for held in self._held(layer, i, spans[i], kinds_of((k, v)))]
         if held and len(chosen) == len(q):
             return rows.attend(q, k, v, held)
         if len(spans) == 1:
@@ -155,13 +159,19 @@ class Cache:
                 out[a:b] = attend_cached(q[a:b], *self.write(layer, sequence, k[a:b], v[a:b]))
         return out
 
-    def _held(
-        self, layer: int, sequence: int, span: tuple[int, int], new: Sequence[Float[Tensor, "T G _"]]
-    ) -> list[rows.Held]:
+    def _held(self, layer: int, sequence: int, span: tuple[int, int], kinds: Sequence[Kind]) -> list[rows.Held]:
         """Where the keys and values of a sequence's new tokens go, and what each of them sees."""
         store, count = self.stores[sequence], span[1] - span[0]
-        keys, values = store.room(layer, store.length + count, new)
+        keys, values = store.room(layer, store.length + count, kinds)
         return [rows.Held(keys, values, store.length + i + 1) for i in range(count)]
+
+    def held(self, layer: int, starts: Sequence[int], kinds: Sequence[Kind]) -> list[rows.Held] | None:
+        """Where every new token leaves its key and value, for a kernel that writes them itself and attends to what is
+        there; None where a sequence has more than `FEW` new ones, or a store whose tokens do not lie in a row."""
+        spans = list(pairwise(starts))
+        if any(b - a > FEW for a, b in spans) or not all(store.in_a_row for store in self.stores):
+            return None
+        return [held for i, span in enumerate(spans) if span[0] < span[1] for held in self._held(layer, i, span, kinds)]
 
     def advance(self, lengths: Sequence[int]) -> None:
         """Counts the tokens that every layer has just written, one number a sequence."""

@@ -42,6 +42,11 @@ class CompactLinear(FormedLinear):
         weight = dense.compacted(layer.weight.detach())
         return None if weight is None else cls(layer, weight)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the compact weight."""
+        return self.compact.nbytes
+
     def values(self) -> Float[Tensor, "O I"]:
         """The weight, every bit of it."""
         return dense.opened(self.compact)

@@ -71,6 +71,18 @@ class QuantizedLinear(nn.Module):
             self._prepare()
         return self._how
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of codes, scales and zeros."""
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    @property
+    def product(self) -> Product | None:
+        """What the own kernel computes with, where it does so and takes inputs in their order."""
+        if self.how != "native" or self.order_ is not None or not isinstance(self._product, Product):
+            return None
+        return self._product
+
     @classmethod
     def join(cls, layers: "Sequence[QuantizedLinear]") -> "QuantizedLinear | None":
         """One layer whose outputs are those of several, end to end; None where their weights differ in kind."""
@@ -80,7 +92,8 @@ class QuantizedLinear(nn.Module):
         biases = [layer.bias for layer in layers]
         bias = None
         if any(b is not None for b in biases):
-            full = [torch.zeros(n.out_features, dtype=n.stored) if n.bias is None else n.bias.detach() for n in layers]
+            none = codes.scales.new_zeros
+            full = [none(n.out_features, dtype=n.stored) if n.bias is None else n.bias.detach() for n in layers]
             bias = nn.Parameter(torch.cat(full), requires_grad=False)
         return cls(codes, bias, dtype=layers[0].stored)
 

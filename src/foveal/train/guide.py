@@ -15,7 +15,8 @@ from torch import Tensor
 
 from foveal.core.errors import InputError
 from foveal.core.shapes import Bool, Float, Int64
-from foveal.language.decoder import Attention, Decoder, DecoderLayer
+from foveal.language.attention import Attention
+from foveal.language.decoder import Decoder, DecoderLayer
 
 
 @dataclass(frozen=True, kw_only=True)

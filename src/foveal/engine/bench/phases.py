@@ -23,6 +23,7 @@ from foveal.engine.engine import Engine
 from foveal.engine.model import Model
 from foveal.engine.options import EngineOptions
 from foveal.engine.request import Sampling
+from foveal.nn.compact import CompactLinear
 from foveal.nn.quantized_linear import QuantizedLinear
 
 log = logging.getLogger(__name__)
@@ -166,6 +167,8 @@ class _Bench:
         yield self.vision(packed), self.estimate.vision(packed)
         prompt = self.options.prompt_tokens
         yield self.prefill(prompt), self.estimate.prefill(prompt)
+        self.model.prepare()  # no step of those that are timed shall do it
+        self.estimate.weight_bytes = weight_bytes(self.model.prepared.language, self.dtype.itemsize)
         for requests in self.options.requests:
             yield self.decode(requests, prompt), self.estimate.decode(requests, prompt)
         yield from self.contexts()
@@ -293,10 +296,14 @@ def type_name(network: nn.Module, dtype: torch.dtype) -> str:
 
 
 def weight_bytes(part: nn.Module, item: int) -> float:
-    """Bytes of one weight, scales included, in the mean of its quantized layers; `item` where there are none."""
-    layers = [m for m in part.modules() if isinstance(m, QuantizedLinear)]
-    count = sum(layer.in_features * layer.out_features for layer in layers)
-    return sum(b.nbytes for layer in layers for b in layer.buffers()) / count if count else float(item)
+    """Bytes of one weight in the mean of the layers whose weights have a form of their own, scales and all; `item`
+    where there are none."""
+    count = size = 0
+    for layer in part.modules():
+        if isinstance(layer, QuantizedLinear | CompactLinear):
+            count += layer.in_features * layer.out_features
+            size += layer.weight_bytes
+    return size / count if count else float(item)
 
 
 def beginning(packed: Packed, tokens: int) -> Packed:

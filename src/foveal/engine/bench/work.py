@@ -31,8 +31,8 @@ class Work:
 class Estimate:
     """The work of a model's phases, from its configuration.
 
-    Weights count once a pass, with `weight_bytes` each in the language model (2 for bfloat16, 1 for int8) and
-    `tower_bytes` in tower and adapter; of experts those that the tokens can reach. An embedding table is looked up,
+    Weights count once a pass, with `weight_bytes` each in the language model (2 for bfloat16, 1.5 where it is compact,
+    1 for int8) and `tower_bytes` in tower and adapter; of experts those that the tokens can reach. An embedding table is looked up,
     not read, unless the head is tied to it. Attention counts the triangle that causality leaves.
     """
 
@@ -44,7 +44,7 @@ class Estimate:
         if not isinstance(network, VLM):
             raise TypeError(f"{family.name} builds a {type(network).__name__}, expected a VLM.")
         self._network, self._config = network, config.language
-        self._weight_bytes, self._tower_bytes, self._cache_item = weight_bytes, tower_bytes, cache_item
+        self.weight_bytes, self._tower_bytes, self._cache_item = weight_bytes, tower_bytes, cache_item
         routers = [m for m in network.language.modules() if isinstance(m, Router)]
         self._chosen = routers[0].routing.chosen / routers[0].routing.experts if routers else 1.0
         matrices = [(name, p.numel()) for name, p in network.language.named_parameters() if p.ndim > 1]
@@ -68,7 +68,7 @@ class Estimate:
         attention = self._attention(tokens) * (tokens + 1) / 2
         reached = self._experts * min(1.0, tokens * self._chosen)
         return Work(
-            read_bytes=(self._dense + reached) * self._weight_bytes,
+            read_bytes=(self._dense + reached) * self.weight_bytes,
             flop=float(2 * layers * tokens + 2 * self._head + attention),
         )
 
@@ -78,7 +78,7 @@ class Estimate:
         cache = self._config.cache_values * self._cache_item * requests * context_tokens
         active = self._dense + self._experts * self._chosen
         return Work(
-            read_bytes=weights * self._weight_bytes + cache,
+            read_bytes=weights * self.weight_bytes + cache,
             flop=float(2 * active * requests + self._attention(requests) * context_tokens),
         )
 

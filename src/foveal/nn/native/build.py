@@ -19,7 +19,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-HEADERS = ("bfloat.h", "compact.h", "dense.h", "tiles.h")
+HEADERS = ("bfloat.h", "compact.h", "dense.h", "quantized.h", "rows.h", "tiles.h")
 AVX512 = frozenset(("avx512f", "avx512bw", "avx512dq", "avx512vl"))
 
 
@@ -35,6 +35,7 @@ class Kernel:
 QUANTIZED = Kernel("quantized", AVX512 | {"avx512_vnni"}, "quantized layers run on torch's operators")
 DENSE = Kernel("dense", AVX512 | {"avx512_bf16"}, "bfloat16 layers run on torch's operators")
 ROWS = Kernel("rows", AVX512 | {"avx512_bf16"}, "what lies between bfloat16 layers runs on torch's operators")
+LAYER = Kernel("layer", DENSE.needed | QUANTIZED.needed, "layers run part by part")
 
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-fPIC", "-std=c++17")
 COMPILE_SECONDS = 120

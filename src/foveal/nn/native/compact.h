@@ -80,11 +80,14 @@ class Reader {
 
     // The next tiles, end to end, each [32, 32].
     void tiles(int64_t count, uint16_t* to) {
-        for (int64_t i = 0; i < 8 * count; ++i, from_ += kLineBytes) {
+        const uint8_t* from = from_;
+        const __m512i table = table_;  // as a member it would be read again for every line
+        for (int64_t i = 0; i < 8 * count; ++i, from += kLineBytes) {
             for (int part = 0; part < 3; ++part)
-                _mm_prefetch(reinterpret_cast<const char*>(from_ + kAhead + part * 64), _MM_HINT_T1);
-            line(from_, table_, to + i * 4 * kDeep);
+                _mm_prefetch(reinterpret_cast<const char*>(from + kAhead + part * 64), _MM_HINT_T1);
+            line(from, table, to + i * 4 * kDeep);
         }
+        from_ = from;
         outliers(count, to);
     }
 

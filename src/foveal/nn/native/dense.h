@@ -29,7 +29,7 @@ constexpr int64_t kFewOpened = 32;   // or all of a compact w
 constexpr int64_t kColumns = 1536;   // of more rows about as many columns are in the order of tiles at a time
 constexpr int64_t kTokens = 352;     // and as many rows: 1 MB, half of a core's cache
 constexpr int64_t kSmall = 1 << 16;  // weights that one thread multiplies before two can meet
-constexpr int64_t kLead = 1;         // tiles of a compact strip that are opened before they are used
+constexpr int64_t kLead = 2;         // tiles of a compact strip that are opened before they are used
 
 enum Way : int { kDots = 1, kTiles = 2 };
 
@@ -116,6 +116,15 @@ inline void pack_w(const Call& c, int64_t first, int64_t k0, int64_t columns, ui
 // Sums [32 rows of w from `first` on, wide] of the rows `row` to `row + count` of x, with the bias, to y.
 inline void finish(const Call& c, const float* sums, int64_t wide, int64_t count, int64_t first, int64_t row) {
     const int64_t left = c.rows - first;
+    if (wide == 1) {  // they lie as in y
+        for (int64_t i = 0; i < std::min<int64_t>(32, left); i += 16) {
+            const __mmask16 some = lanes16(left - i);
+            __m512 sum = _mm512_loadu_ps(sums + i);
+            if (c.bias != nullptr) sum = _mm512_add_ps(sum, bf::load(c.bias + first + i, some));
+            bf::store(c.y + row * c.rows + first + i, sum, some);
+        }
+        return;
+    }
     __m512i pairs[16];
     for (int64_t i = 0; i < 16; ++i) {
         __m512 low = _mm512_maskz_loadu_ps(lanes16(wide), sums + 2 * i * wide);

@@ -119,7 +119,7 @@ class Product:
             raise ValueError("the kernel cannot compute this weight; ask `computes` first")
         wide = None if bias is None else bias.detach().float().contiguous()
         self._kept = (codes, scales, zeros, wide)
-        self.rows, self.step = rows, step
+        self.rows, self.columns, self.step = rows, columns, step
         self._weight = _Weight(
             codes=codes.data_ptr(),
             scales=scales.data_ptr(),
@@ -132,7 +132,7 @@ class Product:
             step=step,
             scale_type=TYPES[scales.dtype],
         )
-        self._address = ctypes.addressof(self._weight)
+        self.address = ctypes.addressof(self._weight)
         self._linear, self._size = found.foveal_linear, found.foveal_room
 
     def __call__(self, x: Tensor, *, amx_rows: int = AMX_ROWS) -> Tensor:
@@ -140,8 +140,8 @@ class Product:
         count = len(x)
         out = torch.empty(count, self.rows, dtype=x.dtype)
         if count:
-            room = _room.address(self._size(self._address, count))
-            self._linear(self._address, x.data_ptr(), out.data_ptr(), count, TYPES[x.dtype], amx_rows, room)
+            room = _room.address(self._size(self.address, count))
+            self._linear(self.address, x.data_ptr(), out.data_ptr(), count, TYPES[x.dtype], amx_rows, room)
         return out
 
     def __deepcopy__(self, memo: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from foveal.core.errors import FovealError
-from foveal.core.shapes import Float
+from foveal.core.shapes import Float, Int64
 from foveal.nn.native.build import ROWS, library
 from foveal.nn.native.tensors import readable
 
@@ -23,6 +23,9 @@ class _Attention(ctypes.Structure):
         ("q", ctypes.c_void_p),
         ("new_k", ctypes.c_void_p),
         ("new_v", ctypes.c_void_p),
+        ("q_row", ctypes.c_int64),
+        ("k_row", ctypes.c_int64),
+        ("v_row", ctypes.c_int64),
         ("out", ctypes.c_void_p),
         ("seen", ctypes.c_void_p),
         ("rows", ctypes.c_int64),
@@ -101,6 +104,13 @@ class Held:
     seen: int
 
 
+def seen_table(held: Sequence[Held]) -> Int64[np.ndarray, "T 5"]:
+    """What the kernel knows of `held`, a row each; valid as long as the tensors are there."""
+    return np.array(
+        [(h.keys.data_ptr(), h.values.data_ptr(), h.keys.stride(0), h.values.stride(0), h.seen) for h in held], np.int64
+    )
+
+
 def attend(
     q: Float[Tensor, "T H K"],
     new_k: Float[Tensor, "T G K"] | None,
@@ -117,14 +127,15 @@ def attend(
     first = held[0]
     rows, heads, size = q.shape
     groups, value_size = first.keys.shape[0], first.values.shape[2]
-    table = np.array(
-        [(h.keys.data_ptr(), h.values.data_ptr(), h.keys.stride(0), h.values.stride(0), h.seen) for h in held], np.int64
-    )
+    table = seen_table(held)
     out = q.new_empty(rows, heads, value_size)
     call = _Attention(
         q=q.data_ptr(),
         new_k=None if new_k is None else new_k.data_ptr(),
         new_v=None if new_v is None else new_v.data_ptr(),
+        q_row=heads * size,
+        k_row=groups * size,
+        v_row=groups * value_size,
         out=out.data_ptr(),
         seen=table.ctypes.data,
         rows=rows,
