@@ -13,7 +13,7 @@ from transformers import (
 
 from foveal.core.errors import ConfigError, FovealError, InputError
 from foveal.engine.request import Generation, Sampling, answer_tokens, stop_ids
-from foveal.engine.sampling import choose, restrict
+from foveal.engine.sampling import best, choose, restrict
 
 NONE = torch.tensor([], dtype=torch.long)
 
@@ -140,3 +140,15 @@ def test_length_when_nobody_says():
     assert answer_tokens({}, 512) == 512
     with pytest.raises(ConfigError, match="max_new_tokens is 0"):
         answer_tokens({"max_new_tokens": 0}, 512)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(st.integers(0, 10_000), st.integers(1, 5), st.lists(st.integers(0, 49), max_size=45))
+def test_the_best_token_is_allowed_and_of_finite_scores(dtype, seed, count, banned):
+    scores = torch.randn(count, 50, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    scores[0, seed % 50] = (3.0, float("nan"), float("inf"), float("-inf"))[seed % 4]
+    found = best(scores, torch.tensor(banned, dtype=torch.long))
+    for token, row in zip(found, scores, strict=True):
+        assert (token is None) == (not row.isfinite().all())
+        allowed = [value for i, value in enumerate(row.tolist()) if i not in banned]
+        assert token is None or (token not in banned and row[token] == max(allowed))

@@ -10,6 +10,7 @@ from torch import Tensor
 from foveal.core.errors import FovealError
 from foveal.core.shapes import Bool, Float
 from foveal.engine.request import Generation, Sampling
+from foveal.nn.native import rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,10 @@ def is_plain(options: Sampling) -> bool:
 
 def best(scores: Float[Tensor, "R V"], banned: Tensor) -> list[int | None]:
     """The best allowed token of every row, computed where the scores are; None where they are not finite."""
+    if rows.suits(scores):
+        found = rows.largest(scores)
+        if not {*found} & {*banned.tolist()}:  # as good as ever: what is banned is rarely likely
+            return [token if token >= 0 else None for token in found]
     scores = scores.float()
     low, high = torch.aminmax(scores, dim=-1)  # one pass; what is no number comes through
     finite = (low > -torch.inf) & (high < torch.inf)

@@ -41,6 +41,26 @@ def test_gates_at_the_ends():
     assert found[7].isnan()
 
 
+@given(st.integers(1, 300), st.integers(1, 5), st.integers(0, 10**6))
+def test_the_largest_of_a_row_is_the_first_of_equals(width, count, seed):
+    x = (normal(count, width, seed=seed) * 3).round()  # many are equal
+    expected = [row.index(max(row)) for row in x.tolist()]
+    assert rows.largest(x) == expected
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", [0, 15, 16, 99])
+def test_rows_that_are_not_finite_have_no_largest(odd, place):
+    x = normal(3, 100)
+    x[1, place] = odd
+    found = rows.largest(x)
+    assert found[1] == -1 and found[0] == x[0].argmax() and found[2] == x[2].argmax()
+
+
+def test_the_largest_values_of_the_type():
+    assert rows.largest(torch.tensor([[-3e38, 3e38, 3.3e38], [-3e38, -3.3e38, -1e38]]).bfloat16()) == [2, 2]
+
+
 @pytest.mark.parametrize(("tokens", "heads", "size"), [(1, 12, 128), (5, 3, 80), (100, 2, 64), (2, 1, 2), (0, 2, 8)])
 def test_rotations_are_torchs(tokens, heads, size):
     x, angles = normal(tokens, heads, size), normal(tokens, 1, size // 2, seed=1).float()

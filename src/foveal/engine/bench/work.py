@@ -32,8 +32,8 @@ class Estimate:
     """The work of a model's phases, from its configuration.
 
     Weights count once a pass, with `weight_bytes` each in the language model (2 for bfloat16, 1.5 where it is compact,
-    1 for int8) and `tower_bytes` in tower and adapter; of experts those that the tokens can reach. An embedding table is looked up,
-    not read, unless the head is tied to it. Attention counts the triangle that causality leaves.
+    1 for int8) and `tower_bytes` in tower and adapter; of experts those that the tokens can reach. An embedding table
+    is looked up, not read, unless the head is tied to it. Attention counts the triangle that causality leaves.
     """
 
     def __init__(

@@ -44,6 +44,12 @@ void foveal_quick_gelu(const uint16_t* x, uint16_t* y, int64_t count) {
     }
 }
 
+// x [rows, width]: of each row where its largest value is, or -1 where one is not finite.
+void foveal_largest(const uint16_t* x, int64_t* to, int64_t rows, int64_t width) {
+#pragma omp parallel for num_threads(threads_for(rows * width))
+    for (int64_t row = 0; row < rows; ++row) to[row] = largest(x + row * width, width);
+}
+
 // x [tokens, heads, size] with `stride` values from a token to the next, y the same without gaps.
 void foveal_rotate(const uint16_t* x, int64_t stride, const void* cos, const void* sin, int wide, uint16_t* y, int64_t tokens,
                    int64_t heads, int64_t size) {

@@ -70,6 +70,24 @@ inline void add(uint16_t* x, const uint16_t* y, int64_t count) {
     }
 }
 
+// Where the largest of `count` values is, the first of equals; -1 where one of them is not finite.
+inline int64_t largest(const uint16_t* x, int64_t count) {
+    __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+    __m512i index = _mm512_setzero_si512(), here = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int64_t i = 0; i < count; i += 16) {
+        const __mmask16 some = lanes16(count - i);
+        const __m512 value = load(x + i, some);
+        const __mmask16 more = _mm512_mask_cmp_ps_mask(some, value, most, _CMP_GT_OQ);
+        most = _mm512_mask_mov_ps(most, more, value);
+        index = _mm512_mask_mov_epi32(index, more, here);
+        sum = _mm512_fmadd_ps(value, _mm512_setzero_ps(), sum);  // 0, and what is no number from infinities too
+        here = _mm512_add_epi32(here, _mm512_set1_epi32(16));
+    }
+    if (_mm512_reduce_add_ps(sum) != 0.0f) return -1;
+    const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+    return _mm512_mask_reduce_min_epi32(_mm512_cmp_ps_mask(most, top, _CMP_EQ_OQ), index);
+}
+
 // Cosines and sines [tokens, size], of which the first halves count: bfloat16, and then each product is rounded, or float32
 // (`wide`).
 struct Turn {

@@ -47,7 +47,8 @@ def _functions() -> ctypes.CDLL | None:
         found.foveal_gate.argtypes = [address, address, address, size]
         found.foveal_quick_gelu.argtypes = [address, address, size]
         found.foveal_rotate.argtypes = [address, size, address, address, ctypes.c_int, address, size, size, size]
-        for name in ("foveal_rms_norm", "foveal_gate", "foveal_quick_gelu", "foveal_rotate"):
+        found.foveal_largest.argtypes = [address, address, size, size]
+        for name in ("foveal_rms_norm", "foveal_gate", "foveal_quick_gelu", "foveal_rotate", "foveal_largest"):
             getattr(found, name).restype = None
         found.foveal_attend.argtypes, found.foveal_attend.restype = [ctypes.POINTER(_Attention)], ctypes.c_int
     return found
@@ -76,6 +77,13 @@ def quick_gelu(x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
     """x * sigmoid(1.702 x), rounded after every step and written over x: new memory would cost more than all of it."""
     _must().foveal_quick_gelu(x.data_ptr(), x.data_ptr(), x.numel())
     return x
+
+
+def largest(x: Float[Tensor, "T D"]) -> list[int]:
+    """Where the largest value of every row is, the first of equals; -1 where one of the row is not finite."""
+    found = torch.empty(x.shape[0], dtype=torch.int64)
+    _must().foveal_largest(x.data_ptr(), found.data_ptr(), *x.shape)
+    return found.tolist()
 
 
 def rotates(x: Float[Tensor, "T H K"], cos: Float[Tensor, "T 1 K"], sin: Float[Tensor, "T 1 K"]) -> bool:
