@@ -34,6 +34,7 @@ def quantized(loaded: Loaded, quantize: str | Quantization | None) -> Loaded:
     elif stored:
         join_quantized(loaded.network)
         if published.get(HEAD_KEY):
+            give_back()
             prepare(loaded.network, _head_only)
     if stored or quantize is not None:
         give_back()

@@ -19,6 +19,7 @@ from foveal.nn.quantized_linear import QuantizedLinear
 from foveal.processing.processor import Processor
 from foveal.weights.checkpoint import Checkpoint, TensorInfo, some
 from foveal.weights.names import NameMap, Place
+from foveal.weights.pages import give_back
 from foveal.weights.quantized import Layout, Stored, codes_of, packed_tensors, shape_of, split, written_config
 from foveal.weights.read import fill, stored_tensor
 
@@ -81,6 +82,8 @@ def fill_quantized(
             raise WeightsError(f"{checkpoint.folder}: only some parts of {ours} are quantized; it is fetched wrongly.")
         parts = [_read(stored, layout, device) for _, stored in found]
         _replace(network, ours.removesuffix(".weight"), parts, dtype)
+        del parts
+        give_back()  # what was unpacked on the way would stay with the allocator, twice the model in all
     fill(network, Checkpoint(folder=plain.folder, tensors=tensors), names, dtype=dtype, device=device)
 
 

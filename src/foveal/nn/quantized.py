@@ -94,19 +94,23 @@ def rounded(
 
     Raises `WeightsError` for a weight that is not finite.
     """
-    if not bool(weight.isfinite().all()):
-        raise WeightsError("a weight that is to be quantized is not finite; the checkpoint is damaged.")
-    columns = weight.shape[1]
+    rows, columns = weight.shape
     if columns % group:
         raise ConfigError(f"{columns} inputs have no groups of {group}.")
+    codes = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
+    scales = torch.empty(rows, columns // group, dtype=kind or weight.dtype, device=weight.device)
     step = max(1, 2**20 // columns)  # rows at a time, so that temporaries stay in the processor's cache
-    parts = [_rounded(part, bits, group, importance, kind or weight.dtype) for part in torch.split(weight, step)]
-    return Codes(bits=bits, codes=torch.cat([c for c, _ in parts]), scales=torch.cat([s for _, s in parts]))
+    for first in range(0, rows, step):
+        some = slice(first, first + step)
+        codes[some], scales[some] = _rounded(weight[some], bits, group, importance, scales.dtype)
+    return Codes(bits=bits, codes=codes, scales=scales)
 
 
 def _rounded(
     weight: Tensor, bits: int, group: int, importance: Tensor | None, kind: torch.dtype
 ) -> tuple[Tensor, Tensor]:
+    if not bool(weight.isfinite().all()):
+        raise WeightsError("a weight that is to be quantized is not finite; the checkpoint is damaged.")
     blocks = weight.float().view(len(weight), -1, group)
     top = (1 << (bits - 1)) - 1
     bottom = -top if bits == 8 else -top - 1

@@ -40,9 +40,9 @@ class QuantizedLinear(nn.Module):
         self.bits, self.group = codes.bits, codes.group
         self.stored = dtype or codes.scales.dtype
         self.bias = bias
-        place = settle if codes.codes.device.type == "cpu" else torch.Tensor.contiguous
-        self.register_buffer("codes_", place(lines(codes.codes, codes.bits)), persistent=False)
-        self.register_buffer("scales_", place(by_block(codes.scales)), persistent=False)
+        self.register_buffer("codes_", lines(codes.codes, codes.bits), persistent=False)
+        scales = by_block(codes.scales)
+        self.register_buffer("scales_", settle(scales) if scales.is_cpu else scales, persistent=False)
         self.register_buffer("zeros_", None if codes.zeros is None else by_block(codes.zeros), persistent=False)
         self.register_buffer("order_", codes.order, persistent=False)
         self._product: Product | Callable[[Tensor], Tensor] | None = None

@@ -7,7 +7,7 @@ in its low half. Rows are filled up with zeros to a whole block. Scales and zero
 
 import ctypes
 import threading
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.nn.native.build import QUANTIZED, library
+from foveal.nn.native.memory import reserve
 
 ROWS = 64
+SOME_ROWS = 64 * ROWS
 STEPS = (128, 64, 32)
 """Neighbouring inputs that share a scale when they are rounded to 8 bits: the first that divides a weight's groups."""
 AMX_ROWS = 3
@@ -25,13 +27,23 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def lines(codes: Tensor, bits: int) -> Tensor:
-    """Codes [O, I], one each, in the layout of the kernel."""
+    """Codes [O, I], one each, in the layout of the kernel; on a CPU in memory of large pages."""
     rows, columns = codes.shape
-    full = F.pad(codes, (0, 0, 0, -rows % ROWS))
+    shape = (-(-rows // ROWS), columns // (32 // bits), 4, 16, 4)
+    place = reserve if codes.device.type == "cpu" else partial(torch.empty, device=codes.device)
+    out = place(shape, dtype=torch.uint8)
+    for first in range(0, rows, SOME_ROWS):  # of many rows the copies on the way would be large
+        out[first // ROWS : (first + SOME_ROWS) // ROWS] = _lines(codes[first : first + SOME_ROWS], bits)
+    return out
+
+
+def _lines(codes: Tensor, bits: int) -> Tensor:
+    columns = codes.shape[1]
+    full = F.pad(codes, (0, 0, 0, -len(codes) % ROWS))
     if bits == 8:
-        return full.view(-1, 4, 16, columns // 4, 4).permute(0, 3, 1, 2, 4).contiguous()
+        return full.view(-1, 4, 16, columns // 4, 4).permute(0, 3, 1, 2, 4)
     split = full.view(-1, 4, 16, columns // 8, 2, 4).permute(0, 3, 1, 4, 2, 5)
-    return (split[:, :, :, 0] | split[:, :, :, 1] << 4).contiguous()
+    return split[:, :, :, 0] | split[:, :, :, 1] << 4
 
 
 def unlined(packed: Tensor, bits: int, rows: int) -> Tensor:
