@@ -10,7 +10,7 @@ from torch import Tensor
 from foveal.core.errors import FovealError
 from foveal.core.shapes import Float
 from foveal.nn.native.build import DENSE, library
-from foveal.nn.native.memory import settle
+from foveal.nn.native.memory import reserve
 
 DOTS, TILES = 1, 2
 """The kernel's ways: dot products of rows, and tiles (AMX)."""
@@ -112,7 +112,7 @@ def compacted(weight: Float[Tensor, "O I"]) -> Compact | None:
     rows, columns = weight.shape
     strips, tiles = -(-rows // STRIP), -(-columns // TILE_COLUMNS)
     most = max(1, STRIP * columns // OUTLIERS)
-    body = torch.empty(strips, TABLE_BYTES + tiles * TILE_BYTES, dtype=torch.uint8)
+    body = reserve((strips, TABLE_BYTES + tiles * TILE_BYTES), torch.uint8)
     room, found = torch.empty(strips, most, dtype=torch.int64), torch.empty(strips, dtype=torch.int64)
     _must().foveal_compact(weight.data_ptr(), rows, columns, body.data_ptr(), room.data_ptr(), found.data_ptr(), most)
     if bool((found > most).any()):
@@ -120,7 +120,7 @@ def compacted(weight: Float[Tensor, "O I"]) -> Compact | None:
     starts = torch.zeros(strips + 1, dtype=torch.int64)
     torch.cumsum(found, 0, out=starts[1:])
     outliers = room[torch.arange(most) < found[:, None]]
-    return Compact(settle(body), starts, outliers, rows, columns)
+    return Compact(body, starts, outliers, rows, columns)
 
 
 def opened(weight: Compact) -> Float[Tensor, "O I"]:
