@@ -89,6 +89,8 @@ def build() -> dict[str, Any]:
     def first(side_px: int, tokens: int) -> list[float]:
         engine = Engine(model, EngineOptions())
         messages = question(side_px, tokens + 2 + (side_px // 28) ** 2)
+        until_first(engine, prompt(16))
+        model.prepare()
         found = []
         for _ in range(2):
             begun = time.perf_counter()

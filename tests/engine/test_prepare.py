@@ -339,6 +339,17 @@ def test_all_at_once_on_demand(compact_here):
     foveal.load(device="cpu", prepare=False).prepare()
 
 
+def test_long_prompts_are_not_delayed(compact_here):
+    model = foveal.load(device="cpu", dtype="bfloat16")
+    long = model.process([{"role": "user", "content": "What is a crown? " * 40}])
+    with torch.inference_mode():
+        for _ in range(3):
+            model.forward(long)
+        assert not is_prepared(model.prepared)
+        model.forward(model.process(QUESTION))
+    assert is_prepared(model.prepared)
+
+
 def test_small_layers_stay_as_they_are():
     """They lie in a processor's cache: the model that ships has no other ones."""
     model = foveal.load(device="cpu")

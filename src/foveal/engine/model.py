@@ -24,6 +24,7 @@ from foveal.families.load import Loaded, save_folder
 from foveal.families.load import load as load_folder
 from foveal.families.quantize import Quantization
 from foveal.families.vlm import VLM, Output
+from foveal.language.one_call import MOST
 from foveal.nn.compact import compacts
 from foveal.nn.native import dense
 from foveal.nn.packed import packs
@@ -89,7 +90,8 @@ def _gradual(network: VLM, prepare: bool | None) -> Gradual | None:
     if prepare is False:
         return None
     if dense.way() == dense.TILES:
-        return Gradual(network, compact) if any(map(compacts, network.language.modules())) else None
+        gains = any(map(compacts, network.language.modules()))  # while answers are written; prompts gain nothing
+        return Gradual(network, compact, most_tokens=MOST) if gains else None
     layers = list(network.modules())
     quantized = any(isinstance(layer, QuantizedLinear) for layer in layers)  # they have a form of their own
     return Gradual(network) if prepare and not quantized and any(map(packs, layers)) else None

@@ -106,8 +106,8 @@ _ORIGINALS: WeakKeyDictionary[nn.Module, dict[bytes, bytes]] = WeakKeyDictionary
 """Fingerprints of a network's prepared forms, and that of the loaded form that each computes the same as."""
 
 
-STEP_BYTES = 256 * 1024**2
-"""Weights that `Gradual` prepares after a step: a tenth of a second or two where memory is slow."""
+STEP_BYTES = 128 * 1024**2
+"""Weights that `Gradual` prepares before a step: 0.03 s, or a quarter of one where memory is new to the machine."""
 
 
 class Gradual:
@@ -116,11 +116,17 @@ class Gradual:
     To put the weights of a model of 2 billion parameters in another order takes as long as its first 5 to 40 tokens, so
     the first token does not wait for it. A tower that sees nothing is left as it is, and takes no memory. While
     gradients are recorded nothing is prepared. One thread may compute at a time.
+
+    Args:
+        step_bytes: weights that are prepared before a step, about.
+        most_tokens: steps of the language model with more tokens are not delayed; None: all may be.
     """
 
-    def __init__(self, network: VLM, replace: Replace = pack, *, step_bytes: int = STEP_BYTES) -> None:
+    def __init__(
+        self, network: VLM, replace: Replace = pack, *, step_bytes: int = STEP_BYTES, most_tokens: int | None = None
+    ) -> None:
         self._network = weakref.ref(network)  # a model that is dropped is gone at once
-        self.replace, self.step_bytes = replace, step_bytes
+        self.replace, self.step_bytes, self.most_tokens = replace, step_bytes, most_tokens
         self._files: MappedFiles | None = None
         self._used: dict[str, Iterator[int]] = {}
         self._hooks = [network.language.register_forward_pre_hook(self._before)]
@@ -162,8 +168,8 @@ class Gradual:
         if network is not None and is_prepared(network):
             restore(network)
 
-    def _before(self, *_: Any) -> None:
-        if not torch.is_grad_enabled():
+    def _before(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not torch.is_grad_enabled() and (self.most_tokens is None or len(inputs[0]) <= self.most_tokens):
             self.advance()
 
     def _watch(self, module: nn.Module, parts: Sequence[str]) -> None:
