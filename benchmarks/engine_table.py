@@ -37,8 +37,9 @@ Peers other than transformers run the language model alone, so their memory is n
 decode1: one token after 512; decode8: one token for each of 8 requests with 128 to 384 tokens; prefill: a text prompt;
 vision: tower and adapter on a square picture; first: messages to first token, one 448 px picture and 64 tokens of text;
 start: start of the process to first token, 64 tokens of text, files in the page cache; memory: peak of a process that
-answers a prompt of 1300 tokens with a 448 px picture with 32 tokens. Before decode1, decode8 and first Foveal's weights
-have been made compact (`Model.prepare`), as they are after two dozen tokens; the other cases begin as a process does.
+answers a prompt of 1300 tokens with a 448 px picture with 32 tokens. Before decode1, decode8, prefill and first
+Foveal's weights have been made compact (`Model.prepare`), as they are after two dozen tokens; the other cases begin as
+a process does.
 
 | case | peer | ours ms | peer ms | ratio | goal | peak memory ours / peer | conditions |
 |---|---|---|---|---|---|---|---|

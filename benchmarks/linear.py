@@ -1,4 +1,6 @@
-"""Linear layers of bfloat16: torch's operator, packed by oneDNN, own kernel, in turns; weights come from memory.
+"""Linear layers of bfloat16: torch's operator, packed by oneDNN, own kernel with weights as they lie and compact ones.
+
+The sides take turns; weights come from memory.
 
 OMP_NUM_THREADS=2 python benchmarks/linear.py            # a table; about a minute
 """
@@ -21,10 +23,12 @@ BYTES = 120e6
 
 def sides(weights: list[Tensor], x: Tensor) -> dict[str, Callable[[int], Tensor]]:
     packed = [torch.ops.mkldnn._reorder_linear_weight(weight, None) for weight in weights]
+    compact = [c for w in weights if (c := dense.compacted(w)) is not None] if dense.way() == dense.TILES else []
     return {
         "torch": lambda i: F.linear(x, weights[i]),
         "packed": lambda i: torch.ops.mkldnn._linear_pointwise(x, packed[i], None, "none", [], ""),
         "own": lambda i: dense.product(x, weights[i]),
+        **({"compact": lambda i: dense.product(x, compact[i])} if compact else {}),
     }
 
 
@@ -39,8 +43,8 @@ def timed(compute: Callable[[int], Tensor], count: int) -> float:
 def main() -> None:
     if dense.way() is None:
         raise SystemExit("the own kernel cannot be built or run here")
-    print("| weight | rows | torch | packed (oneDNN) | own kernel | GB/s of weights | torch / own |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("| weight | rows | torch | packed (oneDNN) | own kernel | own, compact | torch / own | torch / compact |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for rows, columns in SHAPES:
         size = rows * columns * 2
         weights = [torch.randn(rows, columns).bfloat16() for _ in range(max(2, int(BYTES / size)))]
@@ -48,12 +52,11 @@ def main() -> None:
             compared = sides(weights, torch.randn(count, columns).bfloat16())
             turns = [{name: timed(c, len(weights)) for name, c in compared.items()} for _ in range(6)][1:]
             told = {name: median(turn[name] for turn in turns) for name in compared}
-            ratio = median(turn["torch"] / turn["own"] for turn in turns)
-            cells = " | ".join(f"{1000 * told[name]:.3g} ms" for name in told)
-            print(
-                f"| {columns} to {rows} | {count} | {cells} | {size / told['own'] / 1e9:.1f} | {ratio:.2f}x |",
-                flush=True,
-            )
+            found = {name: median(turn["torch"] / turn[name] for turn in turns) for name in compared}
+            names = ("torch", "packed", "own", "compact")
+            cells = [f"{1000 * told[name]:.3g} ms" if name in told else "" for name in names]
+            ratios = [f"{found[name]:.2f}x" if name in told else "" for name in names[2:]]
+            print("|", " | ".join([f"{columns} to {rows}", str(count), *cells, *ratios]), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -53,13 +53,18 @@ def build() -> dict[str, Any]:
             pass
         engine.abort(name)
 
+    def settled(engine: Engine) -> None:
+        """The weights have the form that they have after two dozen tokens; peers give theirs a form while they load."""
+        until_first(engine, prompt(16))
+        model.prepare()
+
     def decode(requests: int, context: int, steps: int) -> list[float]:
         engine = Engine(model, EngineOptions(max_requests=requests, prefix_cache=False))
         for length in lengths(requests, context):
             engine.add(prompt(length), sampling(steps + 40))
         while not engine.step():
             pass
-        model.prepare()  # what the next dozen steps would do; peers do it while they load
+        model.prepare()
         found: list[float] = []
         while engine.busy and len(found) <= steps:
             begun = time.perf_counter()
@@ -71,6 +76,7 @@ def build() -> dict[str, Any]:
 
     def prefill(tokens: int) -> list[float]:
         engine = Engine(model, EngineOptions(prefix_cache=False))
+        settled(engine)
         packed = prompt(tokens)
         begun = time.perf_counter()
         until_first(engine, packed)
@@ -89,8 +95,7 @@ def build() -> dict[str, Any]:
     def first(side_px: int, tokens: int) -> list[float]:
         engine = Engine(model, EngineOptions())
         messages = question(side_px, tokens + 2 + (side_px // 28) ** 2)
-        until_first(engine, prompt(16))
-        model.prepare()
+        settled(engine)
         found = []
         for _ in range(2):
             begun = time.perf_counter()
