@@ -12,6 +12,7 @@ from foveal.engine.prepare import Gradual, is_prepared, prepare, restore, restor
 from foveal.families.adapter import open_adapter
 from foveal.families.describe import families
 from foveal.families.load import random_network
+from foveal.families.quantize import Quantization
 from foveal.families.qwen2_vl import FAMILY as QWEN2_VL
 from foveal.families.vlm import VLM
 from foveal.nn import compact
@@ -21,6 +22,7 @@ from foveal.nn.joined import Joint
 from foveal.nn.lora import adapted
 from foveal.nn.native import dense
 from foveal.nn.packed import PackedLinear, packs
+from foveal.nn.quantized_linear import QuantizedLinear
 from foveal.vision import vit
 from tests.helpers import peft
 
@@ -348,6 +350,15 @@ def test_long_prompts_are_not_delayed(compact_here):
         assert not is_prepared(model.prepared)
         model.forward(model.process(QUESTION))
     assert is_prepared(model.prepared)
+
+
+def test_quantized_layers_keep_their_form(compact_here):
+    some = Quantization(bits=8, parts=("language.layers.0",))  # what is left would gain
+    model = foveal.load(device="cpu", dtype="bfloat16", quantize=some)
+    before = model.chat(QUESTION, max_tokens=12, temperature=0)
+    assert not compact_layers(model.prepared)
+    assert any(isinstance(m, QuantizedLinear) for m in model.network.modules())
+    assert model.chat(QUESTION, max_tokens=12, temperature=0).raw == before.raw
 
 
 def test_small_layers_stay_as_they_are():

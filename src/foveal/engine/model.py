@@ -87,14 +87,14 @@ def _known(options: Mapping[str, Any], names: Sequence[str]) -> None:
 
 def _gradual(network: VLM, prepare: bool | None) -> Gradual | None:
     """What prepares a network while it answers; None where nothing is gained, or it is not wanted."""
-    if prepare is False:
+    layers = list(network.modules())
+    quantized = any(isinstance(layer, QuantizedLinear) for layer in layers)  # they have a form of their own
+    if prepare is False or quantized:
         return None
     if dense.way() == dense.TILES:
         gains = any(map(compacts, network.language.modules()))  # while answers are written; prompts gain nothing
         return Gradual(network, compact, most_tokens=MOST) if gains else None
-    layers = list(network.modules())
-    quantized = any(isinstance(layer, QuantizedLinear) for layer in layers)  # they have a form of their own
-    return Gradual(network) if prepare and not quantized and any(map(packs, layers)) else None
+    return Gradual(network) if prepare and any(map(packs, layers)) else None
 
 
 def default_device() -> str:

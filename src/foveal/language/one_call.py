@@ -61,6 +61,8 @@ class Whole:
         if self._layer is None:
             return None
         attention = owner.attention
+        if rotation.cos.shape[-1] != attention.head_dim:
+            return None
         kind = (self._layer.groups, attention.head_dim, x.dtype, x.device)
         held = cache.held(attention.layer, starts, (kind, kind))
         if held is None:
@@ -151,9 +153,10 @@ def _norm(module: nn.Module) -> native.Norm | None:
 def _linear(module: nn.Module) -> native.Linear | None:
     if isinstance(module, QuantizedLinear):
         return None if module.product is None else native.Linear(module.product)
+    if not isinstance(module, CompactLinear) and type(module) is not Linear:
+        return None
+    if module.bias is not None and not readable(module.bias, dtype=torch.bfloat16):
+        return None
     if isinstance(module, CompactLinear):
         return native.Linear(module.compact, module.bias)
-    if type(module) is not Linear:
-        return None
-    tensors = (module.weight,) if module.bias is None else (module.weight, module.bias)
-    return native.Linear(module.weight, module.bias) if readable(*tensors, dtype=torch.bfloat16) else None
+    return native.Linear(module.weight, module.bias) if readable(module.weight, dtype=torch.bfloat16) else None

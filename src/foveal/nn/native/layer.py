@@ -95,6 +95,7 @@ class Linear:
     bias: Float[Tensor, "O"] | None = None
 
     def struct(self) -> _Linear:
+        """Its addresses, valid as long as its tensors are there."""
         bias = None if self.bias is None or isinstance(self.weight, Product) else self.bias.data_ptr()
         if isinstance(self.weight, Product):
             return _Linear(None, None, self.weight.address, None, self.weight.rows, self.weight.columns)
