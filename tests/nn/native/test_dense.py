@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foveal.core.errors import FovealError
 from foveal.nn.native import dense
 from foveal.nn.native.build import DENSE, library
 
@@ -131,6 +132,13 @@ def test_outliers_keep_every_bit():
         found, plain = (dense.product(x[:count].contiguous(), w) for w in (compact, weight))
         assert torch.equal(found.isnan(), plain.isnan())
         assert torch.equal(bits(found)[~plain.isnan()], bits(plain)[~plain.isnan()])
+
+
+@TILES
+def test_compact_weights_are_for_tiles():
+    x, weight, _ = tensors(2, 32, 64, bias=False)
+    with pytest.raises(FovealError, match="tiles"):
+        dense.product(x, dense.compacted(weight), by=dense.DOTS)
 
 
 @TILES

@@ -98,6 +98,8 @@ def product(
     whole = weight if isinstance(weight, Tensor) else None
     rows, columns = weight.shape if isinstance(weight, Tensor) else (weight.rows, weight.columns)
     compact = None if isinstance(weight, Tensor) else ctypes.byref(weight.struct())
+    if compact is not None and (by or way()) != TILES:
+        raise FovealError("compact weights are computed with tiles (AMX) only; `opened` gives plain ones.")
     out = torch.empty(x.shape[0], rows, dtype=torch.bfloat16)
     if out.numel() and _must().foveal_dense(
         None if whole is None else whole.data_ptr(), compact, None if bias is None else bias.data_ptr(),

@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from foveal.core.errors import FovealError
 from foveal.core.shapes import Float
 from foveal.nn.native import dense
 from foveal.nn.native.build import LAYER, library
@@ -162,7 +163,7 @@ class Layer:
         """
         functions = _functions()
         if functions is None:
-            raise RuntimeError("the kernel for layers is not there; ask `computes` first.")
+            raise FovealError("the kernel for layers is not there; ask `computes` first.")
         out = x.clone()
         table = seen_table(held)
         step = _Step(
